@@ -1,0 +1,131 @@
+// The store of a node: opaque bytes under a key, in host memory. Reserve, fill, publish; a reader holds a Pin and
+// the bytes neither vanish nor move until it lets go. Knows neither codec nor wire.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+
+namespace fq {
+
+// Key of a slab: the block key within a scope. A scope is one (tenant, namespace, slab range), numbered by the caller.
+struct SlabKey {
+  uint64_t scope = 0;
+  std::array<uint8_t, 32> block{};
+  bool operator==(const SlabKey& o) const { return scope == o.scope && block == o.block; }
+  template <typename H>
+  friend H AbslHashValue(H h, const SlabKey& k) {
+    return H::combine(std::move(h), k.scope, k.block);
+  }
+};
+
+// What the caller wants to find again beside the bytes. Opaque to the store.
+struct SlabTag {
+  uint32_t block_index = 0;
+  uint8_t kind = 0;
+  uint8_t profile = 0;
+  uint16_t tokens = 0;
+};
+
+struct StoreOptions {
+  uint64_t capacity_bytes = uint64_t{1} << 30;  // of the slab pool; allocated on demand, never exceeded
+  uint32_t shards = 16;                         // power of two
+};
+
+struct StoreStats {
+  uint64_t capacity_bytes = 0;
+  uint64_t used_bytes = 0;       // allocated to slabs, rounding of the pool included
+  uint64_t requested_bytes = 0;  // the same without rounding
+  uint64_t slabs = 0;
+  uint64_t pinned_slabs = 0;
+  uint64_t reserved_slabs = 0;   // reserved, not yet published
+  uint64_t evicted_slabs = 0, evicted_bytes = 0;                        // counters
+  uint64_t dropped_refinements = 0, dropped_refinement_bytes = 0;       // counters
+  uint64_t rejected_full = 0;                                           // counters
+};
+
+class Store;
+struct SlabEntry;  // store-internal
+
+// Room for one slab, invisible until published. Movable; destroyed unpublished, it frees itself. One thread at a time.
+class Reservation {
+ public:
+  Reservation() = default;
+  Reservation(Reservation&&) noexcept;
+  Reservation& operator=(Reservation&&) noexcept;
+  ~Reservation();
+  absl::Span<std::byte> primary() const;
+  absl::Span<std::byte> refinement() const;  // empty when none was asked for
+  void Publish() &&;
+
+ private:
+  friend class Store;
+  std::shared_ptr<SlabEntry> entry_;
+  Store* store_ = nullptr;
+};
+
+// A published slab that can neither vanish nor move while this is held. Movable; any thread may destroy it.
+class Pin {
+ public:
+  Pin() = default;
+  Pin(Pin&&) noexcept;
+  Pin& operator=(Pin&&) noexcept;
+  Pin(const Pin&) = delete;
+  Pin& operator=(const Pin&) = delete;
+  ~Pin();
+  explicit operator bool() const { return entry_ != nullptr; }
+  absl::Span<const std::byte> primary() const;
+  absl::Span<const std::byte> refinement() const;  // empty when there is none (any more)
+  const SlabKey& key() const;
+  const SlabTag& tag() const;
+  uint64_t stored_bytes() const;                   // as accounted, rounding included
+
+ private:
+  friend class Store;
+  std::shared_ptr<SlabEntry> entry_;
+  Store* store_ = nullptr;
+};
+
+// Thread-safe.
+class Store {
+ public:
+  // InvalidArgument names the option and both values.
+  static absl::StatusOr<std::unique_ptr<Store>> Create(const StoreOptions& options);
+  ~Store();
+
+  // AlreadyExists: published, or being filled by another. ResourceExhausted: no room even after dropping refinements of
+  // cold slabs and evicting unpinned ones (least recently used first).
+  absl::StatusOr<Reservation> Reserve(const SlabKey& key, const SlabTag& tag, size_t primary_bytes,
+                                      size_t refinement_bytes);
+
+  // An empty pin when the slab is not here. Counts as a use for the LRU order.
+  Pin Find(const SlabKey& key);
+
+  // Frees the refinement of a slab; when it is pinned, as soon as it no longer is. False when there is none.
+  bool DropRefinement(const SlabKey& key);
+
+  // Removes a slab from the index at once; its bytes are freed when the last pin is gone. False when not here.
+  bool Erase(const SlabKey& key);
+
+  // Calls `visit` for the keys of all published slabs of a scope (a snapshot; slabs may vanish meanwhile).
+  void ForEachKey(uint64_t scope, const std::function<void(const SlabKey&)>& visit) const;
+
+  StoreStats Stats() const;
+
+  // Sums and counts that must agree; an error says which do not. For tests and `fqctl verify`.
+  absl::Status CheckInvariants() const;
+
+ private:
+  friend class Reservation;
+  friend class Pin;
+  class Core;
+  explicit Store(std::unique_ptr<Core> core);
+  std::unique_ptr<Core> core_;
+};
+
+}  // namespace fq
