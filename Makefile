@@ -1,0 +1,64 @@
+# The verbs of this repository; `make help` lists them. A fresh Debian 12 with package registries needs nothing else.
+PYTHON := .venv/bin/python
+BUILD := build/release
+MODEL := build/models/smollm2
+# Cache hits for checkouts in other folders.
+export CCACHE_BASEDIR := $(CURDIR)
+export CCACHE_NOHASHDIR := 1
+
+.PHONY: help setup build node model demo test test-asan test-tsan lint bench quality fuzz format lock
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+
+setup:  ## install Debian packages and .venv
+	@scripts/setup.sh
+
+build:  ## everything, in build/release
+	@scripts/setup.sh system
+	cmake --preset release
+	cmake --build $(BUILD)
+
+node:  ## only flashquantd and fqctl
+	@scripts/setup.sh system
+	cmake --preset release
+	cmake --build $(BUILD) --target flashquantd fqctl
+
+model: setup  ## the model folder of demo and tests
+	$(PYTHON) scripts/prepare_model.py -o $(MODEL)
+
+demo: node model  ## vLLM with and without FlashQuant, side by side
+	$(PYTHON) demo/run.py
+
+test: setup model  ## build everything and run every test; ends with `N passed, N failed`
+	cmake --preset release
+	$(PYTHON) tests/run_all.py --build $(BUILD)
+
+test-asan test-tsan: test-%san:  ## C++ tests under AddressSanitizer + UBSan, ThreadSanitizer
+	@scripts/setup.sh system
+	cmake --preset $*san
+	cmake --build build/$*san
+	ctest --test-dir build/$*san --output-on-failure
+
+lint: build  ## clang-tidy over every C++ file (make test does a few)
+	$(PYTHON) tests/lint.py --all --build $(BUILD)
+
+bench:  ## benchmarks of kernels and server
+	@scripts/setup.sh system
+	cmake --preset bench
+	cmake --build build/bench
+	@for b in build/bench/bin/*_bench; do echo "== $$b"; $$b; done
+
+quality: model  ## loss of the codec set on held-out text
+	scripts/prepare_text.sh build/text
+	$(PYTHON) -m flashquant.evaluate --help
+
+fuzz:  ## fuzz for FUZZ_SECONDS (600) a target
+	@scripts/setup.sh system
+	tests/fuzz/run.sh $(or $(FUZZ_SECONDS),600)
+
+format:  ## clang-format all C++
+	git ls-files '*.h' '*.cc' '*.cu' '*.cuh' | xargs clang-format-14 -i
+
+lock:  ## requirements/base.txt from base.in
+	.venv/bin/uv pip compile -q --python-version 3.11 --no-annotate --no-header --override requirements/overrides.txt \
+	  requirements/base.in -o requirements/base.txt
