@@ -3,15 +3,17 @@
 #
 #     scripts/setup.sh [system|all]
 #
-# system: Debian packages (requirements/debian.txt; as root). all (default): also .venv with the Python packages of
-# requirements/base.txt, and of cuda.txt where this machine has no CUDA 13 libraries (torch loads them, on a CPU too).
+# system: Debian packages (requirements/debian.txt; as root). all (default): also .venv with the
+# Python packages of requirements/base.txt, and of cuda.txt where this machine has no CUDA 13
+# libraries (torch loads them, on a CPU too).
 set -eu
 cd "$(dirname "$0")/.."
 
 uv_version=0.13.9
 stamp=.venv/setup.stamp
-cuda_libraries="libcublas.so.13 libcublasLt.so.13 libcudart.so.13 libcudnn.so.9 libcufft.so.12 libcupti.so.13
-  libcurand.so.10 libcusolver.so.12 libcusparse.so.12 libnvrtc.so.13 libnvJitLink.so.13"
+cuda_libraries="libcublas.so.13 libcublasLt.so.13 libcudart.so.13 libcudnn.so.9 libcufft.so.12
+  libcupti.so.13 libcurand.so.10 libcusolver.so.12 libcusparse.so.12 libnvrtc.so.13
+  libnvJitLink.so.13"
 
 install_system() {
   missing=
@@ -47,7 +49,8 @@ python_lists() {
 install_python() {
   lists=$(python_lists)
   # shellcheck disable=SC2086
-  wanted=$(cat $lists scripts/setup.sh proto/flashquant/v1/*.proto client/python/pyproject.toml 2>/dev/null | sha256sum)
+  wanted=$(cat $lists scripts/setup.sh proto/flashquant/v1/*.proto client/python/pyproject.toml |
+    sha256sum)
   if [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
     return 0
   fi
@@ -63,11 +66,8 @@ install_python() {
     set -- "$@" -r "$list"
   done
   .venv/bin/uv pip install -q --no-deps "$@"
-  .venv/bin/python -m grpc_tools.protoc -I proto --python_out=client/python/src \
-    --grpc_python_out=client/python/src proto/flashquant/v1/*.proto
-  if [ -f client/python/pyproject.toml ]; then
-    .venv/bin/uv pip install -q --no-deps --no-build-isolation -e client/python
-  fi
+  # This also makes the gRPC stubs of client/python (setup.py).
+  .venv/bin/uv pip install -q --no-deps --no-build-isolation -e client/python
   echo "$wanted" > "$stamp"
 }
 
