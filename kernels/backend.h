@@ -12,21 +12,22 @@
 
 namespace fq {
 
-// One page to encode. `base` and `refinement` point at the page's bytes in its extents (FORMAT.md section 1).
+// One page to encode. `base` and `refinement` point at the page's bytes in its extents (FORMAT.md
+// section 1).
 struct EncodeTask {
-  PageKind kind = PageKind::kBase;         // kExact, kBase or kUniversal
+  PageKind kind = PageKind::kBase;  // kExact, kBase or kUniversal
   SourcePage source;
-  int layer = 0, head = 0;                 // into the codec set; unused by exact and universal
-  int tokens = kBlockTokens;               // 1..64
+  int layer = 0, head = 0;    // into the codec set; unused by exact and universal
+  int tokens = kBlockTokens;  // 1..64
   bool sink = false;
-  std::byte* primary = nullptr;            // [page bytes of kind]
-  std::byte* refinement = nullptr;         // [page bytes of kRefinement] or null
+  std::byte* primary = nullptr;     // [page bytes of kind]
+  std::byte* refinement = nullptr;  // [page bytes of kRefinement] or null
 };
 
 struct DecodeTask {
   PageKind kind = PageKind::kBase;
   const std::byte* primary = nullptr;
-  const std::byte* refinement = nullptr;   // null: deliver base alone
+  const std::byte* refinement = nullptr;  // null: deliver base alone
   TargetPage target;
   int layer = 0, head = 0;
   int tokens = kBlockTokens;
@@ -36,22 +37,23 @@ struct DecodeTask {
 // Attention of the query heads of one kv head over encoded pages, in order.
 struct AttendTask {
   int layer = 0, head = 0;
-  int q_heads = 1;                         // 1..16
+  int q_heads = 1;  // 1..16
   float scale = 1.0f;
-  const float* q = nullptr;                // [q_heads][d]
-  float* out = nullptr;                    // [q_heads][d]
-  float* lse = nullptr;                    // [q_heads]
+  const float* q = nullptr;  // [q_heads][d]
+  float* out = nullptr;      // [q_heads][d]
+  float* lse = nullptr;      // [q_heads]
   struct Page {
     PageKind kind;
     const std::byte* primary;
-    const std::byte* refinement;           // may be null
+    const std::byte* refinement;  // may be null
     int tokens;
     bool sink;
   };
   absl::Span<const Page> pages;
 };
 
-// Stateless; all methods may be called from any thread. Tasks are trusted (SlabCodec has checked them).
+// Stateless; all methods may be called from any thread. Tasks are trusted (SlabCodec has checked
+// them).
 class Backend {
  public:
   virtual ~Backend() = default;

@@ -1,4 +1,5 @@
-// The codec set of a model: transforms, class allocation and codebooks of every (layer, head) (FORMAT.md section 7).
+// The codec set of a model: transforms, class allocation and codebooks of every (layer, head)
+// (FORMAT.md section 7).
 #pragma once
 
 #include <array>
@@ -22,11 +23,11 @@ struct CodecProfile {
 
 // Everything of one (layer, head, K|V). Pointers live as long as the CodecSet.
 struct HeadCodec {
-  const float* mu;       // [d]
-  const float* a;        // [d][d], row = component
-  const float* a_inv;    // [d][d], row = channel
-  const float* weight;   // [d]
-  const float* sd;       // [d]
+  const float* mu;      // [d]
+  const float* a;       // [d][d], row = component
+  const float* a_inv;   // [d][d], row = channel
+  const float* weight;  // [d]
+  const float* sd;      // [d]
   struct Tables {
     const uint32_t* class4;  // [256] two FP16
     const uint32_t* class2;  // [256] chain word
@@ -44,7 +45,8 @@ struct MeasuredLoss {
 // Immutable after Load; all methods may be called from any thread.
 class CodecSet {
  public:
-  // InvalidArgument says which field does not fit and both values; NotFound when the file cannot be opened.
+  // InvalidArgument says which field does not fit and both values; NotFound when the file cannot be
+  // opened.
   static absl::StatusOr<std::shared_ptr<const CodecSet>> Load(const std::string& path);
   static absl::StatusOr<std::shared_ptr<const CodecSet>> Parse(std::vector<std::byte> bytes);
 
@@ -70,8 +72,8 @@ class CodecSet {
   int layers_ = 0, kv_heads_ = 0, head_size_ = 0, calibrated_tokens_ = 0;
   MeasuredLoss compact_loss_, near_lossless_loss_;
   std::vector<CodecProfile> profiles_;
-  std::vector<int> profile_of_;    // [layers * kv_heads]
-  std::vector<HeadCodec> heads_;   // [layers * kv_heads * 2], K then V
+  std::vector<int> profile_of_;   // [layers * kv_heads]
+  std::vector<HeadCodec> heads_;  // [layers * kv_heads * 2], K then V
 };
 
 }  // namespace fq

@@ -1,5 +1,6 @@
-// Slabs: the unit that the node stores, moves and checks. SlabCodec turns the pages of one block in a caller's memory
-// into slab extents (FORMAT.md section 4) and back. The one entry point for server/ and client/.
+// Slabs: the unit that the node stores, moves and checks. SlabCodec turns the pages of one block in
+// a caller's memory into slab extents (FORMAT.md section 4) and back. The one entry point for
+// server/ and client/.
 #pragma once
 
 #include <array>
@@ -35,43 +36,53 @@ struct SlabShape {
 // Which block a slab belongs to; echoed in the header and checked on every read.
 struct BlockId {
   BlockKey key{};
-  uint32_t index = 0;                // of the block in its chain; 0 is the sink block
-  uint16_t tokens = kBlockTokens;    // 1..64
+  uint32_t index = 0;              // of the block in its chain; 0 is the sink block
+  uint16_t tokens = kBlockTokens;  // 1..64
 };
 
 // What is delivered. Values are on the wire (proto Profile): do not change.
 enum class Profile : uint8_t { kExact = 1, kNearLossless = 2, kCompact = 3, kUniversal = 4 };
 
 class Backend;
+struct AttendParams;
+struct EncodedBlock;
 
-// Encodes, decodes and checks the slabs of one shape. Immutable; all methods may be called from any thread.
+// Encodes, decodes and checks the slabs of one shape. Immutable; all methods may be called from any
+// thread.
 class SlabCodec {
  public:
-  // `codec_set` may be null: then only exact and universal work. InvalidArgument when the shape does not fit it
-  // (names the field and both values).
+  // `codec_set` may be null: then only exact and universal work. InvalidArgument when the shape
+  // does not fit it (names the field and both values).
   static absl::StatusOr<std::unique_ptr<const SlabCodec>> Create(
       const SlabShape& shape, std::shared_ptr<const CodecSet> codec_set, const Backend* backend);
   virtual ~SlabCodec() = default;
 
   virtual const SlabShape& shape() const = 0;
 
-  // Bytes of an extent, header and checksums included. FailedPrecondition when `kind` needs a codec set.
+  // Bytes of an extent, header and checksums included. FailedPrecondition when `kind` needs a codec
+  // set.
   virtual absl::StatusOr<size_t> ExtentBytes(PageKind kind, bool sink) const = 0;
 
-  // Encodes the pages ([shape.pages()], layer-major) into `primary` (kind kExact, kBase or kUniversal) and, when not
-  // empty, `refinement` (only with kBase). Both spans have exactly ExtentBytes. Sources are only read during the call.
+  // Encodes the pages ([shape.pages()], layer-major) into `primary` (kind kExact, kBase or
+  // kUniversal) and, when not empty, `refinement` (only with kBase). Both spans have exactly
+  // ExtentBytes. Sources are only read during the call.
   virtual absl::Status Encode(PageKind kind, const BlockId& id, absl::Span<const SourcePage> pages,
                               absl::Span<std::byte> primary,
                               absl::Span<std::byte> refinement) const = 0;
 
-  // Checks header, key echo, lengths, codec set and every page checksum. DataLoss says what differs.
+  // Checks header, key echo, lengths, codec set and every page checksum. DataLoss says what
+  // differs.
   virtual absl::Status Verify(const BlockId& id, absl::Span<const std::byte> extent) const = 0;
 
-  // Verify, then decode into the caller's pages ([shape.pages()]). `refinement` may be empty (compact). Nothing is
-  // written to a page before every extent has been verified.
+  // Verify, then decode into the caller's pages ([shape.pages()]). `refinement` may be empty
+  // (compact). Nothing is written to a page before every extent has been verified.
   virtual absl::Status Decode(const BlockId& id, absl::Span<const std::byte> primary,
                               absl::Span<const std::byte> refinement,
                               absl::Span<const TargetPage> pages) const = 0;
+
+  // See the free function Attend below.
+  virtual absl::Status Attend(absl::Span<const EncodedBlock> blocks,
+                              const AttendParams& params) const = 0;
 };
 
 // One layer's attention over encoded blocks, for all kv heads of the shape.
@@ -89,8 +100,8 @@ struct EncodedBlock {
   absl::Span<const std::byte> refinement;  // may be empty
 };
 
-// Softmax attention of q over all tokens of `blocks`, computed on the codes (keys are not rotated: they hold RoPE).
-// Verifies every extent first. DataLoss, InvalidArgument.
+// Softmax attention of q over all tokens of `blocks`, computed on the codes (keys are not rotated:
+// they hold RoPE). Verifies every extent first. DataLoss, InvalidArgument.
 absl::Status Attend(const SlabCodec& codec, absl::Span<const EncodedBlock> blocks,
                     const AttendParams& params);
 

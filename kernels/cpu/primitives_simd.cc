@@ -1,0 +1,7 @@
+#include "kernels/cpu/primitives.h"
+
+namespace fq {
+
+const Primitives& SimdPrimitives() { return ScalarPrimitives(); }
+
+}  // namespace fq
