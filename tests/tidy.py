@@ -62,7 +62,7 @@ EXTERNAL_HEADERS = {
 }
 EXTERNAL_MODULES = {
     "vllm": ("flashquant/vllm",),
-    "grpc": ("flashquant/client.py", "flashquant/link.py", "flashquant/wire.py", "flashquant/v1"),
+    "grpc": ("flashquant/client.py", "flashquant/link.py", "flashquant/vllm", "flashquant/v1"),
     "transformers": ("flashquant/models", "flashquant/calibrate", "flashquant/evaluate"),
 }
 
