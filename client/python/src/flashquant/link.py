@@ -1,0 +1,134 @@
+"""One session with a node: its channel, its stream, its memory segment.
+
+A link is opened once and breaks once; it is never repaired. Calls on it are thread-safe.
+"""
+
+import concurrent.futures
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import grpc
+
+from flashquant.keys import Namespace
+from flashquant.segment import Segment, SegmentError
+from flashquant.v1 import kv_cache_pb2 as pb
+from flashquant.v1 import kv_cache_pb2_grpc as pb_grpc
+from flashquant.wire import descriptor_of
+
+log = logging.getLogger("flashquant")
+
+MAX_MESSAGE_BYTES = 256 << 20
+CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class LinkError(Exception):
+    """A session could not be opened; the text says why."""
+
+
+@dataclass(frozen=True)
+class SessionSpec:
+    """What a session is opened with. `layers` and `heads`: the range it stores and loads."""
+
+    namespace_name: str
+    namespace: Namespace
+    layers: tuple[int, int]  # begin, end (exclusive)
+    heads: tuple[int, int]
+    client_name: str = "python"
+    segment_bytes: int = 0   # 0: no segment
+
+    def first_message(self) -> pb.SessionRequest:
+        """Opens the session."""
+        slab_range = pb.SlabRange(layer_begin=self.layers[0], layer_end=self.layers[1],
+                                  head_begin=self.heads[0], head_end=self.heads[1])
+        return pb.SessionRequest(
+            namespace_name=self.namespace_name, descriptor=descriptor_of(self.namespace),
+            range=slab_range, client_name=self.client_name)
+
+
+class Link:
+    """See the head of the file."""
+
+    def __init__(self, endpoint: str, spec: SessionSpec, timeout_s: float,
+                 on_end: Callable[["Link", str], None]) -> None:
+        """Opens session and segment within about 2 * timeout_s, or raises LinkError.
+
+        `on_end(link, reason)` is called on a thread of the link when its stream ends by itself.
+        """
+        self._on_end = on_end
+        self.ended = ""  # why the stream ended by itself, once it has
+        self._outbox: queue.SimpleQueue[pb.SessionRequest | None] = queue.SimpleQueue()
+        self._opened: concurrent.futures.Future = concurrent.futures.Future()
+        self._channel = grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
+        self.stub = pb_grpc.KvCacheStub(self._channel)
+        self.segment: Segment | None = None
+        self._outbox.put(spec.first_message())
+        self._call = self.stub.Session(self._requests())
+        threading.Thread(target=self._read, name="fq-session", daemon=True).start()
+        try:
+            self._finish_opening(endpoint, spec, timeout_s)
+        except BaseException:
+            self.close()
+            raise
+
+    def _finish_opening(self, endpoint: str, spec: SessionSpec, timeout_s: float) -> None:
+        try:
+            self.info: pb.SessionResponse = self._opened.result(timeout_s)
+        except concurrent.futures.TimeoutError:
+            raise LinkError(f"{endpoint}: no session within {timeout_s} s") from None
+        expected = spec.namespace.fingerprint()
+        if self.info.namespace_fingerprint != expected:
+            raise LinkError(f"namespace fingerprint: ours {expected.hex()[:16]}, the node's "
+                            f"{self.info.namespace_fingerprint.hex()[:16]}")
+        if spec.segment_bytes and self.info.segment_socket:
+            self._register_segment(spec.segment_bytes, timeout_s)
+
+    def _register_segment(self, size: int, timeout_s: float) -> None:
+        segment = Segment(size)
+        try:
+            segment.register(self.info.segment_socket, self.info.session_id, timeout_s)
+        except SegmentError as error:
+            raise LinkError(str(error)) from error
+        self.segment = segment
+
+    @property
+    def session_id(self) -> bytes:
+        """The capability of the session; never logged."""
+        return self.info.session_id
+
+    def keep_alive(self) -> None:
+        """Tells the node that this client lives. Never blocks."""
+        self._outbox.put(pb.SessionRequest())
+
+    def close(self) -> None:
+        """Ends the session; running calls end with CANCELLED. Idempotent."""
+        self._outbox.put(None)
+        self._call.cancel()
+        self._channel.close()
+        self.segment = None
+
+    def _requests(self) -> Iterator[pb.SessionRequest]:
+        while (message := self._outbox.get()) is not None:
+            yield message
+
+    def _read(self) -> None:
+        """Waits for the first reply, then for the end of the stream."""
+        reason = "the node ended the session"
+        try:
+            for response in self._call:
+                if not self._opened.done():
+                    self._opened.set_result(response)
+        except grpc.RpcError as error:
+            reason = f"{error.code().name}: {error.details()}"
+        if not self._opened.done():
+            self._opened.set_exception(LinkError(reason))
+            return
+        self.ended = reason
+        self._on_end(self, reason)

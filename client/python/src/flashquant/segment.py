@@ -1,0 +1,58 @@
+"""A shared memory segment that the node can read and write (proto/segment_socket.md)."""
+
+import fcntl
+import mmap
+import os
+import socket
+import struct
+
+REQUEST = struct.Struct("<16sIIQ")
+REPLY = struct.Struct("<II")
+OPERATION_REGISTER = 1
+MAX_REPLY_BYTES = 4096
+
+
+class SegmentError(Exception):
+    """The node did not take the segment; the text says why."""
+
+
+class Segment:
+    """`size` bytes of sealed memfd, mapped here. Memory lives until the last view of `view` is gone.
+
+    The node never unmaps it before the session ends, so a segment whose call was given up must
+    not be used again: a late write or read of the node could meet other contents.
+    """
+
+    def __init__(self, size: int) -> None:
+        """All pages are touched at once, so that no copy meets a page fault later."""
+        self.size = size
+        self.id = 0  # given by the node; 0 = not registered
+        self._fd = os.memfd_create("flashquant", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self._fd, size)
+            fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+            flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
+            self.view = memoryview(mmap.mmap(self._fd, size, flags=flags))
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def register(self, socket_path: str, session_id: bytes, timeout_s: float) -> None:
+        """Hands the segment to the node; after it `id` is valid in this session. SegmentError."""
+        request = REQUEST.pack(session_id, OPERATION_REGISTER, 0, self.size)
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
+                peer.settimeout(timeout_s)
+                peer.connect(socket_path)
+                socket.send_fds(peer, [request], [self._fd])
+                reply = peer.recv(MAX_REPLY_BYTES)
+        except OSError as error:
+            raise SegmentError(f"segment socket {socket_path}: {error}") from error
+        finally:
+            os.close(self._fd)
+        if len(reply) < REPLY.size:
+            raise SegmentError(f"segment socket {socket_path}: reply of {len(reply)} bytes")
+        status, self.id = REPLY.unpack_from(reply)
+        if status or not self.id:
+            text = reply[REPLY.size:].decode("utf-8", "replace")
+            raise SegmentError(f"the node refused a segment of {self.size} bytes: {text}")

@@ -1,0 +1,1 @@
+"""The vLLM connector. Only connector.py, probe.py, plugin.py and stats.py import vllm."""

@@ -1,0 +1,104 @@
+"""Staging memory of one link: half a ring for saves, half buffers for loads. Thread-safe.
+
+Sizes in bytes. A region of a call that got no reply is never given back: the link breaks and the
+whole segment is given up (segment.py).
+"""
+
+import collections
+import queue
+import threading
+from dataclasses import dataclass
+
+import torch
+
+from flashquant.link import Link
+from flashquant.vllm.cache_view import WORD, WORD_BYTES, CacheView
+
+PIECE_BYTES = 12 << 20  # of a load: small enough to stay in the cache between node and engine
+
+
+@dataclass(frozen=True)
+class Region:
+    """A piece of a segment."""
+
+    offset: int
+    size: int
+
+
+class SaveRing:
+    """Regions given out and taken back in the same order."""
+
+    def __init__(self, begin: int, end: int) -> None:
+        self._begin, self._end = begin, end
+        self._lock = threading.Lock()  # guards the two below
+        self._used: collections.deque[Region] = collections.deque()
+        self._returned: set[int] = set()
+
+    def take(self, size: int) -> Region | None:
+        """Room for `size` bytes, or None when the ring is full."""
+        with self._lock:
+            offset = self._place(size)
+            if offset is None:
+                return None
+            region = Region(offset, size)
+            self._used.append(region)
+            return region
+
+    def give_back(self, region: Region) -> None:
+        """Frees it, once all regions taken before it are free."""
+        with self._lock:
+            self._returned.add(region.offset)
+            while self._used and self._used[0].offset in self._returned:
+                self._returned.remove(self._used.popleft().offset)
+
+    def _place(self, size: int) -> int | None:
+        if not self._used:
+            return self._begin if size <= self._end - self._begin else None
+        tail, head = self._used[0].offset, self._used[-1].offset + self._used[-1].size
+        if self._used[-1].offset < tail:  # wrapped: free room is between head and tail
+            return head if head + size <= tail else None
+        if head + size <= self._end:
+            return head
+        return self._begin if self._begin + size <= tail else None
+
+
+class Staging:
+    """Memory of `link`'s segment, cut for chunks of `view`."""
+
+    def __init__(self, link: Link, view: CacheView) -> None:
+        """ValueError when the segment is too small for one block each way."""
+        segment = link.segment
+        self.link, self.segment_id = link, segment.id
+        self._view = view
+        self._words = torch.frombuffer(segment.view, dtype=WORD)
+        unit = view.layers * view.shape.chunk_bytes
+        blocks_of_unit = max(1, view.shape.tokens // 64)
+        block_bytes = unit * max(1, 64 // view.shape.tokens)
+        half = segment.size // 2 // WORD_BYTES * WORD_BYTES
+        if block_bytes > half:
+            raise ValueError(f"FlashQuant: staging_bytes {segment.size} is less than two blocks "
+                             f"of {block_bytes} bytes")
+        units = max(1, min(PIECE_BYTES, half) // block_bytes)
+        self.load_blocks = units * blocks_of_unit  # of one load buffer
+        self.save_blocks = half // block_bytes * blocks_of_unit  # that the ring can hold at most
+        self.ring = SaveRing(half, 2 * half)
+        self._free: queue.SimpleQueue[Region] = queue.SimpleQueue()
+        for i in range(half // (units * block_bytes)):
+            self._free.put(Region(i * units * block_bytes, units * block_bytes))
+
+    def chunks(self, region: Region, count: int) -> torch.Tensor:
+        """The region as [layers][count][words of a chunk]."""
+        begin, words = region.offset // WORD_BYTES, self._view.words
+        size = self._view.layers * count * words
+        return self._words[begin:begin + size].view(self._view.layers, count, words)
+
+    def take_load_buffer(self, timeout_s: float) -> Region | None:
+        """A buffer for `load_blocks` blocks; None after the timeout."""
+        try:
+            return self._free.get(timeout=max(timeout_s, 0.0))
+        except queue.Empty:
+            return None
+
+    def give_back_load_buffer(self, buffer: Region) -> None:
+        """Only after the node's reply."""
+        self._free.put(buffer)

@@ -1,0 +1,123 @@
+"""Worker half of the connector: runs the scheduler's jobs on its own threads. Needs torch.
+
+Hooks of the engine come from the model's thread only. Every submitted load is reported exactly
+once, whatever happens to it, and the engine's blocks are not touched after the report.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterable
+
+from flashquant.client import Client
+from flashquant.vllm.cache_view import CacheView
+from flashquant.vllm.geometry import Packing
+from flashquant.vllm.jobs import LoadJob, StepJobs
+from flashquant.vllm.loader import Loader
+from flashquant.vllm.page_access import PageAccess
+from flashquant.vllm.saver import Saver
+
+log = logging.getLogger("flashquant")
+
+LOADER_THREADS = 2
+SHUTDOWN_S = 2.0
+
+
+class WorkerCore:
+    """See the head of the file."""
+
+    def __init__(self, client: Client, view: CacheView, packing: Packing,
+                 block_tokens: int) -> None:
+        """Starts the client and the threads. `block_tokens`: size of the engine's blocks."""
+        self._client, self._block_tokens = client, block_tokens
+        self._access = PageAccess(client, view, packing, block_tokens)
+        self._saver = Saver(self._access)
+        self._jobs: queue.SimpleQueue[tuple[LoadJob, threading.Event, float] | None] = (
+            queue.SimpleQueue())
+        self._lock = threading.Lock()  # guards the three below
+        self._running: dict[str, threading.Event] = {}
+        self._finished: set[str] = set()
+        self._bad_blocks: set[int] = set()
+        self._threads = [threading.Thread(target=self._load_all, name="fq-load", daemon=True)
+                         for _ in range(LOADER_THREADS)]
+        for thread in self._threads:
+            thread.start()
+        client.start()
+
+    def submit_loads(self, jobs: StepJobs) -> None:
+        """Starts the loads of a step."""
+        for job in jobs.loads:
+            cancelled = threading.Event()
+            with self._lock:
+                self._running[job.request_id] = cancelled
+            self._jobs.put((job, cancelled, time.monotonic()))
+
+    def stage_saves(self, jobs: StepJobs) -> None:
+        """Copies what a step saves; the engine may change its blocks afterwards."""
+        begin_s = time.perf_counter()
+        for job in jobs.saves:
+            self._saver.stage(job)
+        if jobs.saves:
+            self._access.counters.add("staging_seconds", time.perf_counter() - begin_s)
+
+    def requests_finished(self, request_ids: Iterable[str]) -> None:
+        """Cancels their loads (they are reported all the same) and forgets them."""
+        ids = set(request_ids)
+        self._saver.forget(ids)
+        with self._lock:
+            for request_id in ids & self._running.keys():
+                self._running[request_id].set()
+
+    def take_results(self) -> set[str]:
+        """Requests whose loads ended since the last call."""
+        with self._lock:
+            finished, self._finished = self._finished, set()
+            return finished
+
+    def take_bad_blocks(self) -> set[int]:
+        """Engine blocks that did not load, of the requests of the last take_results() and
+        before. Loads that end between the two calls may be in it as well: early is allowed."""
+        with self._lock:
+            bad, self._bad_blocks = self._bad_blocks, set()
+            return bad
+
+    def take_counters(self) -> dict[str, float]:
+        """Counts since the last call."""
+        return self._access.counters.take()
+
+    def shutdown(self) -> None:
+        """Ends all threads within about two seconds. Idempotent."""
+        with self._lock:
+            for cancelled in self._running.values():
+                cancelled.set()
+        for _ in self._threads:
+            self._jobs.put(None)
+        self._saver.close(SHUTDOWN_S / 2)
+        self._client.close()
+        for thread in self._threads:
+            thread.join(SHUTDOWN_S / 4)
+
+    def _load_all(self) -> None:
+        while (entry := self._jobs.get()) is not None:
+            self._load(*entry)
+
+    def _load(self, job: LoadJob, cancelled: threading.Event, submitted_s: float) -> None:
+        good_end = job.begin_token
+        try:
+            waited_s = time.monotonic() - submitted_s
+            timeout_s = self._client.deadlines.load_s - waited_s
+            if timeout_s > 0 and not cancelled.is_set():
+                good_end = Loader(self._access, job, cancelled, timeout_s).run()
+        except Exception:
+            log.exception("FlashQuant: a load failed")
+        bad = job.block_ids[(good_end - job.begin_token) // self._block_tokens:]
+        counters = self._access.counters
+        counters.add("load_seconds", time.monotonic() - submitted_s)
+        counters.add("loads")
+        counters.add("failed_load_blocks", len(bad))
+        with self._lock:
+            self._running.pop(job.request_id, None)
+            if not cancelled.is_set():
+                self._bad_blocks.update(bad)
+            self._finished.add(job.request_id)
