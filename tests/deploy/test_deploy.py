@@ -119,7 +119,9 @@ def test_image_holds_every_library_of(binary):
     stage = (DEPLOY / "Dockerfile").read_text().rsplit("FROM ", 1)[1]
     listed = re.findall(r"^ +(lib[a-z0-9.+-]+) \\$", stage, re.MULTILINE)
     there = packages_with_dependencies(listed)
-    for path in re.findall(r"=> (/\S+)", run("ldd", BUILD / "bin" / binary).stdout):
+    libraries = re.findall(r"=> (/\S+)", run("ldd", BUILD / "bin" / binary).stdout)
+    assert libraries
+    for path in libraries:
         real = pathlib.Path(path).resolve()
         owners = run("dpkg", "-S", real, str(real).removeprefix("/usr")).stdout
         names = {m[1] for m in re.finditer(r"^([a-z0-9.+-]+)(?::\w+)?: /", owners, re.MULTILINE)}
