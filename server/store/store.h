@@ -1,5 +1,5 @@
-// The store of a node: opaque bytes under a key, in host memory. Reserve, fill, publish; a reader holds a Pin and
-// the bytes neither vanish nor move until it lets go. Knows neither codec nor wire.
+// The store of a node: opaque bytes under a key, in host memory. Reserve, fill, publish; a reader
+// holds a Pin and the bytes neither vanish nor move until it lets go. Knows neither codec nor wire.
 #pragma once
 
 #include <array>
@@ -7,13 +7,16 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <utility>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 
 namespace fq {
 
-// Key of a slab: the block key within a scope. A scope is one (tenant, namespace, slab range), numbered by the caller.
+// Key of a slab: the block key within a scope. A scope is one (tenant, namespace, slab range),
+// numbered by the caller.
 struct SlabKey {
   uint64_t scope = 0;
   std::array<uint8_t, 32> block{};
@@ -33,8 +36,9 @@ struct SlabTag {
 };
 
 struct StoreOptions {
-  uint64_t capacity_bytes = uint64_t{1} << 30;  // of the slab pool; allocated on demand, never exceeded
-  uint32_t shards = 16;                         // power of two
+  uint64_t capacity_bytes = uint64_t{1}
+                            << 30;  // of the slab pool; allocated on demand, never exceeded
+  uint32_t shards = 16;             // power of two
 };
 
 struct StoreStats {
@@ -42,17 +46,18 @@ struct StoreStats {
   uint64_t used_bytes = 0;       // allocated to slabs, rounding of the pool included
   uint64_t requested_bytes = 0;  // the same without rounding
   uint64_t slabs = 0;
-  uint64_t pinned_slabs = 0;
-  uint64_t reserved_slabs = 0;   // reserved, not yet published
-  uint64_t evicted_slabs = 0, evicted_bytes = 0;                        // counters
-  uint64_t dropped_refinements = 0, dropped_refinement_bytes = 0;       // counters
-  uint64_t rejected_full = 0;                                           // counters
+  uint64_t pinned_slabs = 0;                      // erased ones that a pin still holds included
+  uint64_t reserved_slabs = 0;                    // reserved, not yet published
+  uint64_t evicted_slabs = 0, evicted_bytes = 0;  // counters
+  uint64_t dropped_refinements = 0, dropped_refinement_bytes = 0;  // counters
+  uint64_t rejected_full = 0;                                      // counters
 };
 
 class Store;
 struct SlabEntry;  // store-internal
 
-// Room for one slab, invisible until published. Movable; destroyed unpublished, it frees itself. One thread at a time.
+// Room for one slab, invisible until published. Movable; destroyed unpublished, it frees itself.
+// One thread at a time. The room holds whatever was there before: fill all of it.
 class Reservation {
  public:
   Reservation() = default;
@@ -69,7 +74,8 @@ class Reservation {
   Store* store_ = nullptr;
 };
 
-// A published slab that can neither vanish nor move while this is held. Movable; any thread may destroy it.
+// A published slab that can neither vanish nor move while this is held. Movable; any thread may
+// destroy it. A count, not a lease in time: held forever, it pins forever.
 class Pin {
  public:
   Pin() = default;
@@ -83,7 +89,7 @@ class Pin {
   absl::Span<const std::byte> refinement() const;  // empty when there is none (any more)
   const SlabKey& key() const;
   const SlabTag& tag() const;
-  uint64_t stored_bytes() const;                   // as accounted, rounding included
+  uint64_t stored_bytes() const;  // as accounted, rounding included
 
  private:
   friend class Store;
@@ -91,33 +97,40 @@ class Pin {
   Store* store_ = nullptr;
 };
 
-// Thread-safe.
+// Thread-safe. Outlives its reservations and pins.
 class Store {
  public:
   // InvalidArgument names the option and both values.
   static absl::StatusOr<std::unique_ptr<Store>> Create(const StoreOptions& options);
   ~Store();
 
-  // AlreadyExists: published, or being filled by another. ResourceExhausted: no room even after dropping refinements of
-  // cold slabs and evicting unpinned ones (least recently used first).
+  // AlreadyExists: published, or being filled by another. ResourceExhausted: no room even after
+  // dropping refinements of unpinned slabs and evicting unpinned ones (least recently used first);
+  // a slab that cannot fit beside what is pinned and reserved evicts nothing. InvalidArgument:
+  // primary_bytes is 0.
   absl::StatusOr<Reservation> Reserve(const SlabKey& key, const SlabTag& tag, size_t primary_bytes,
                                       size_t refinement_bytes);
 
-  // An empty pin when the slab is not here. Counts as a use for the LRU order.
+  // An empty pin when the slab is not here. Counts as a use for the LRU order, until the pin is
+  // gone: of a chain of blocks release the last one first, so that the prefix outlives its tail.
   Pin Find(const SlabKey& key);
 
-  // Frees the refinement of a slab; when it is pinned, as soon as it no longer is. False when there is none.
+  // Frees the refinement of a slab; when it is pinned, as soon as it no longer is. False when there
+  // is none, or it is about to go already.
   bool DropRefinement(const SlabKey& key);
 
-  // Removes a slab from the index at once; its bytes are freed when the last pin is gone. False when not here.
+  // Removes a slab from the index at once; its bytes are freed when the last pin is gone. False
+  // when not here (a slab that is still being filled is not here).
   bool Erase(const SlabKey& key);
 
-  // Calls `visit` for the keys of all published slabs of a scope (a snapshot; slabs may vanish meanwhile).
+  // Calls `visit` for the keys of all published slabs of a scope (a snapshot; slabs may vanish
+  // meanwhile). `visit` may call the store.
   void ForEachKey(uint64_t scope, const std::function<void(const SlabKey&)>& visit) const;
 
   StoreStats Stats() const;
 
-  // Sums and counts that must agree; an error says which do not. For tests and `fqctl verify`.
+  // Sums and counts that must agree; an error says which do not. For tests and `fqctl verify`:
+  // reservations and releases wait while it looks at every slab.
   absl::Status CheckInvariants() const;
 
  private:

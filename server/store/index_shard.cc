@@ -1,0 +1,137 @@
+#include "server/store/index_shard.h"
+
+#include <utility>
+
+namespace fq {
+
+using State = SlabEntry::State;
+
+bool IndexShard::InsertFilling(const std::shared_ptr<SlabEntry>& entry) {
+  absl::MutexLock lock(&mu_);
+  if (!entries_.emplace(entry->key, entry).second) return false;
+  ++totals_.reserved_slabs;
+  return true;
+}
+
+FreedExtents IndexShard::Abandon(SlabEntry& entry) {
+  absl::MutexLock lock(&mu_);
+  --totals_.reserved_slabs;
+  const FreedExtents freed{entry.primary, entry.refinement};
+  entries_.erase(entry.key);
+  return freed;
+}
+
+void IndexShard::Publish(SlabEntry& entry, uint64_t tick) {
+  absl::MutexLock lock(&mu_);
+  entry.state = State::kPublished;
+  --totals_.reserved_slabs;
+  ++totals_.published_slabs;
+  MakeEvictable(entry, tick);
+}
+
+std::shared_ptr<SlabEntry> IndexShard::Pin(const SlabKey& key) {
+  absl::MutexLock lock(&mu_);
+  const auto it = entries_.find(key);
+  if (it == entries_.end() || it->second->state != State::kPublished) return nullptr;
+  SlabEntry& entry = *it->second;
+  if (entry.pins++ == 0) {
+    MakeUnevictable(entry);
+    ++totals_.pinned_slabs;
+  }
+  return it->second;
+}
+
+FreedExtents IndexShard::Unpin(const std::shared_ptr<SlabEntry>& entry, uint64_t tick) {
+  absl::MutexLock lock(&mu_);
+  if (--entry->pins > 0) return {};
+  --totals_.pinned_slabs;
+  if (entry->state == State::kDetached) {
+    const FreedExtents freed{entry->primary, entry->refinement};
+    detached_.erase(entry);
+    return freed;
+  }
+  FreedExtents freed;
+  if (entry->drop_refinement) freed = TakeRefinement(*entry);
+  MakeEvictable(*entry, tick);
+  return freed;
+}
+
+std::optional<FreedExtents> IndexShard::DropRefinement(const SlabKey& key) {
+  absl::MutexLock lock(&mu_);
+  const auto it = entries_.find(key);
+  if (it == entries_.end() || it->second->state != State::kPublished) return std::nullopt;
+  SlabEntry& entry = *it->second;
+  if (entry.refinement.empty() || entry.drop_refinement) return std::nullopt;
+  if (entry.pins == 0) return TakeRefinement(entry);
+  entry.drop_refinement = true;
+  return FreedExtents{};
+}
+
+std::optional<FreedExtents> IndexShard::Erase(const SlabKey& key) {
+  absl::MutexLock lock(&mu_);
+  const auto it = entries_.find(key);
+  if (it == entries_.end() || it->second->state != State::kPublished) return std::nullopt;
+  if (it->second->pins == 0) return RemoveUnpinned(*it->second);
+  it->second->state = State::kDetached;
+  --totals_.published_slabs;
+  detached_.insert(std::move(it->second));
+  entries_.erase(it);
+  return FreedExtents{};
+}
+
+std::optional<uint64_t> IndexShard::ColdestTick(Victim kind) const {
+  absl::MutexLock lock(&mu_);
+  const SlabEntry* coldest = (kind == Victim::kSlab ? slabs_ : refinements_).oldest();
+  if (coldest == nullptr) return std::nullopt;
+  return coldest->last_use;
+}
+
+std::optional<FreedExtents> IndexShard::TakeColdest(Victim kind) {
+  absl::MutexLock lock(&mu_);
+  SlabEntry* coldest = (kind == Victim::kSlab ? slabs_ : refinements_).oldest();
+  if (coldest == nullptr) return std::nullopt;
+  return kind == Victim::kSlab ? RemoveUnpinned(*coldest) : TakeRefinement(*coldest);
+}
+
+void IndexShard::AppendKeys(uint64_t scope, std::vector<SlabKey>& keys) const {
+  absl::MutexLock lock(&mu_);
+  for (const auto& [key, entry] : entries_) {
+    if (key.scope == scope && entry->state == State::kPublished) keys.push_back(key);
+  }
+}
+
+ShardTotals IndexShard::Totals() const {
+  absl::MutexLock lock(&mu_);
+  return totals_;
+}
+
+void IndexShard::MakeEvictable(SlabEntry& entry, uint64_t tick) {
+  entry.last_use = tick;
+  slabs_.PushNewest(&entry);
+  if (!entry.refinement.empty()) refinements_.PushNewest(&entry);
+  totals_.evictable_bytes += entry.stored_bytes();
+}
+
+void IndexShard::MakeUnevictable(SlabEntry& entry) {
+  slabs_.Remove(&entry);
+  refinements_.Remove(&entry);
+  totals_.evictable_bytes -= entry.stored_bytes();
+}
+
+// The slab is unpinned. It keeps its place in the order of use.
+FreedExtents IndexShard::TakeRefinement(SlabEntry& entry) {
+  if (entry.slab_links.linked) totals_.evictable_bytes -= entry.refinement.stored_bytes();
+  refinements_.Remove(&entry);
+  entry.drop_refinement = false;
+  return {{}, std::exchange(entry.refinement, {})};
+}
+
+FreedExtents IndexShard::RemoveUnpinned(SlabEntry& entry) {
+  MakeUnevictable(entry);
+  --totals_.published_slabs;
+  const FreedExtents freed{entry.primary, entry.refinement};
+  entries_.erase(SlabKey(entry.key));  // a copy: the entry dies with its place in the index
+  return freed;
+}
+
+}  // namespace fq

@@ -1,0 +1,91 @@
+// One shard of the index: the slabs whose keys hash to it, their states, pins and order of use.
+// Never touches the pool: it hands out what became free, and the caller frees it without the lock.
+// Thread-safe.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "server/store/lru_list.h"
+#include "server/store/slab_entry.h"
+#include "server/store/slab_pool.h"
+#include "server/store/store.h"
+
+namespace fq {
+
+// What became free; either may be empty.
+struct FreedExtents {
+  Extent primary;
+  Extent refinement;
+  uint64_t stored_bytes() const { return primary.stored_bytes() + refinement.stored_bytes(); }
+};
+
+// What pressure takes from the coldest slab.
+enum class Victim { kRefinement, kSlab };
+
+struct ShardTotals {
+  uint64_t published_slabs = 0;
+  uint64_t reserved_slabs = 0;
+  uint64_t pinned_slabs = 0;     // detached ones included
+  uint64_t evictable_bytes = 0;  // of slabs that are published and unpinned
+};
+
+// Recounted over all entries.
+struct ShardAudit {
+  uint64_t stored_bytes = 0;
+  uint64_t requested_bytes = 0;
+};
+
+class IndexShard {
+ public:
+  IndexShard() = default;
+  IndexShard(const IndexShard&) = delete;
+  IndexShard& operator=(const IndexShard&) = delete;
+
+  // False when the key is here in any state.
+  bool InsertFilling(const std::shared_ptr<SlabEntry>& entry) ABSL_LOCKS_EXCLUDED(mu_);
+  FreedExtents Abandon(SlabEntry& entry) ABSL_LOCKS_EXCLUDED(mu_);
+  void Publish(SlabEntry& entry, uint64_t tick) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Null when the key is not published.
+  std::shared_ptr<SlabEntry> Pin(const SlabKey& key) ABSL_LOCKS_EXCLUDED(mu_);
+  FreedExtents Unpin(const std::shared_ptr<SlabEntry>& entry, uint64_t tick)
+      ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Nothing: there was none. Empty extents: as soon as the slab is unpinned.
+  std::optional<FreedExtents> DropRefinement(const SlabKey& key) ABSL_LOCKS_EXCLUDED(mu_);
+  std::optional<FreedExtents> Erase(const SlabKey& key) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Last use of the coldest candidate, nothing when there is none.
+  std::optional<uint64_t> ColdestTick(Victim kind) const ABSL_LOCKS_EXCLUDED(mu_);
+  std::optional<FreedExtents> TakeColdest(Victim kind) ABSL_LOCKS_EXCLUDED(mu_);
+
+  void AppendKeys(uint64_t scope, std::vector<SlabKey>& keys) const ABSL_LOCKS_EXCLUDED(mu_);
+  ShardTotals Totals() const ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Recounts everything; an error names the total that is wrong. REQUIRES: nobody moves extents.
+  absl::StatusOr<ShardAudit> Audit() const ABSL_LOCKS_EXCLUDED(mu_);
+
+ private:
+  void MakeEvictable(SlabEntry& entry, uint64_t tick) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void MakeUnevictable(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  FreedExtents TakeRefinement(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  FreedExtents RemoveUnpinned(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  ShardTotals Recount(ShardAudit& audit) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  mutable absl::Mutex mu_;
+  absl::flat_hash_map<SlabKey, std::shared_ptr<SlabEntry>> entries_ ABSL_GUARDED_BY(mu_);
+  absl::flat_hash_set<std::shared_ptr<SlabEntry>> detached_ ABSL_GUARDED_BY(mu_);
+  LruList slabs_ ABSL_GUARDED_BY(mu_){&SlabEntry::slab_links};
+  LruList refinements_ ABSL_GUARDED_BY(mu_){&SlabEntry::refinement_links};
+  ShardTotals totals_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace fq

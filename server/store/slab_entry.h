@@ -1,0 +1,40 @@
+// One slab as the index knows it. Owned by the index; pins and the reservation share it, so that a
+// slab that was erased while somebody reads it lives until the last reader is gone.
+#pragma once
+
+#include <cstdint>
+
+#include "server/store/lru_list.h"
+#include "server/store/slab_pool.h"
+#include "server/store/store.h"
+
+namespace fq {
+
+// The extents are written by the reserving thread before publish; afterwards they change only while
+// nobody holds a pin. So whoever holds a pin or the reservation reads them without a lock. All
+// fields below `refinement` are guarded by the mutex of the shard that owns the key.
+struct SlabEntry {
+  SlabEntry(const SlabKey& k, const SlabTag& t) : key(k), tag(t) {}
+
+  uint64_t stored_bytes() const { return primary.stored_bytes() + refinement.stored_bytes(); }
+  uint64_t requested_bytes() const { return primary.bytes + refinement.bytes; }
+
+  const SlabKey key;
+  const SlabTag tag;
+  Extent primary;
+  Extent refinement;  // empty when there is none
+
+  enum class State : uint8_t {
+    kFilling,    // in the index, invisible
+    kPublished,  // in the index, found
+    kDetached,   // erased; kept by its pins alone
+  };
+  State state = State::kFilling;
+  bool drop_refinement = false;  // as soon as no pin is left
+  uint32_t pins = 0;
+  uint64_t last_use = 0;      // tick of the store's clock; orders slabs across shards
+  LruLinks slab_links;        // linked: published and unpinned, so it may be evicted
+  LruLinks refinement_links;  // linked: the same, and there is a refinement to drop
+};
+
+}  // namespace fq

@@ -1,0 +1,108 @@
+#include "server/store/store.h"
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "server/store/core.h"
+
+namespace fq {
+namespace {
+
+constexpr uint32_t kMaxShards = 1024;
+
+absl::Status Validate(const StoreOptions& options) {
+  if (options.capacity_bytes < Chunk::kMemoryPageBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("capacity_bytes is ", options.capacity_bytes,
+                                                   ", must be at least ", Chunk::kMemoryPageBytes));
+  }
+  const uint32_t shards = options.shards;
+  if (shards == 0 || shards > kMaxShards || (shards & (shards - 1)) != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("shards is ", shards, ", must be a power of two of at most ", kMaxShards));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Store>> Store::Create(const StoreOptions& options) {
+  if (absl::Status status = Validate(options); !status.ok()) return status;
+  return std::unique_ptr<Store>(new Store(std::make_unique<Core>(options)));
+}
+
+Store::Store(std::unique_ptr<Core> core) : core_(std::move(core)) {}
+Store::~Store() = default;
+
+absl::StatusOr<Reservation> Store::Reserve(const SlabKey& key, const SlabTag& tag,
+                                           size_t primary_bytes, size_t refinement_bytes) {
+  auto entry = core_->Reserve(key, tag, primary_bytes, refinement_bytes);
+  if (!entry.ok()) return entry.status();
+  Reservation reservation;
+  reservation.entry_ = *std::move(entry);
+  reservation.store_ = this;
+  return reservation;
+}
+
+Pin Store::Find(const SlabKey& key) {
+  Pin pin;
+  pin.entry_ = core_->Pin(key);
+  pin.store_ = this;
+  return pin;
+}
+
+bool Store::DropRefinement(const SlabKey& key) { return core_->DropRefinement(key); }
+bool Store::Erase(const SlabKey& key) { return core_->Erase(key); }
+
+void Store::ForEachKey(uint64_t scope, const std::function<void(const SlabKey&)>& visit) const {
+  core_->ForEachKey(scope, visit);
+}
+
+StoreStats Store::Stats() const { return core_->Stats(); }
+absl::Status Store::CheckInvariants() const { return core_->CheckInvariants(); }
+
+Reservation::Reservation(Reservation&& other) noexcept
+    : entry_(std::move(other.entry_)), store_(other.store_) {}
+
+Reservation& Reservation::operator=(Reservation&& other) noexcept {
+  Reservation taken(std::move(other));  // frees at its end what this one held before
+  std::swap(entry_, taken.entry_);
+  std::swap(store_, taken.store_);
+  return *this;
+}
+
+Reservation::~Reservation() {
+  if (entry_ != nullptr) store_->core_->Abandon(*entry_);
+}
+
+absl::Span<std::byte> Reservation::primary() const {
+  return entry_ != nullptr ? entry_->primary.span() : absl::Span<std::byte>();
+}
+
+absl::Span<std::byte> Reservation::refinement() const {
+  return entry_ != nullptr ? entry_->refinement.span() : absl::Span<std::byte>();
+}
+
+void Reservation::Publish() && {
+  if (const std::shared_ptr<SlabEntry> entry = std::move(entry_)) store_->core_->Publish(*entry);
+}
+
+Pin::Pin(Pin&& other) noexcept : entry_(std::move(other.entry_)), store_(other.store_) {}
+
+Pin& Pin::operator=(Pin&& other) noexcept {
+  Pin taken(std::move(other));  // lets go at its end of what this one held before
+  std::swap(entry_, taken.entry_);
+  std::swap(store_, taken.store_);
+  return *this;
+}
+
+Pin::~Pin() {
+  if (entry_ != nullptr) store_->core_->Unpin(entry_);
+}
+
+absl::Span<const std::byte> Pin::primary() const { return entry_->primary.span(); }
+absl::Span<const std::byte> Pin::refinement() const { return entry_->refinement.span(); }
+const SlabKey& Pin::key() const { return entry_->key; }
+const SlabTag& Pin::tag() const { return entry_->tag; }
+uint64_t Pin::stored_bytes() const { return entry_->stored_bytes(); }
+
+}  // namespace fq
