@@ -20,6 +20,7 @@ from flashquant.wire import Profile
 log = logging.getLogger("flashquant")
 
 KEEP_ALIVE_S = 2.0
+CLOSE_S = 0.5
 TIMER_SLACK_S = 0.005           # what a call may take beyond its deadline before we stop waiting
 TIMEOUTS_THAT_BREAK = 3         # lookups in a row
 HARMLESS = frozenset({          # the node is well and has finished with our memory
@@ -98,12 +99,12 @@ class Client:
             self._keeper.start()
 
     def close(self) -> None:
-        """Ends the session; bounded by the connect deadline. Idempotent."""
+        """Ends the session; waits at most half a second for it. Idempotent."""
         with self._state:
             self._closing = True
             self._state.notify_all()
         if self._keeper is not None:
-            self._keeper.join(2 * self.deadlines.connect_s + 0.5)
+            self._keeper.join(CLOSE_S)
 
     @property
     def link(self) -> Link | None:

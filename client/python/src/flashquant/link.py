@@ -49,7 +49,7 @@ class SessionSpec:
         slab_range = pb.SlabRange(layer_begin=self.layers[0], layer_end=self.layers[1],
                                   head_begin=self.heads[0], head_end=self.heads[1])
         return pb.SessionRequest(
-            namespace_name=self.namespace_name, descriptor=descriptor_of(self.namespace),
+            namespace_name=self.namespace_name, namespace_descriptor=descriptor_of(self.namespace),
             range=slab_range, client_name=self.client_name)
 
 

@@ -19,7 +19,7 @@ REQUEST_MIN_PROFILE = "flashquant_min_profile"
 class Options:
     """Spelled as in `kv_connector_extra_config`."""
 
-    endpoint: str = "unix:///run/flashquant/fq.sock"
+    endpoint: str = "unix:///run/flashquant/flashquant.sock"
     profile: str = "compact"
     min_profile: str = ""          # floor of what is loaded; empty: no less than `profile`
     namespace: str = ""            # name at the node; empty: made from the model's identity

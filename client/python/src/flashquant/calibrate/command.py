@@ -1,0 +1,146 @@
+"""`flashquant calibrate`: statistics of a model on texts -> codec-set file."""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from flashquant.calibrate.fit import FitOptions, fit_codec_set
+from flashquant.calibrate.statistics import Plan, Statistics, measure
+from flashquant.calibrate.transform import DAMPING
+from flashquant.codec_set import HEAD_SIZES, CodecSet, write_codec_set
+from flashquant.evaluate.codecs import FQ_NAMES, make_codec
+from flashquant.evaluate.scoring import Evaluation, Score
+from flashquant.models import Model, load_model
+from flashquant.models.text import Document, read_documents, spread_sequences
+
+CREATED_BY = "flashquant calibrate 1"
+
+
+def add_parser(commands) -> None:
+    """Adds `calibrate` to the subcommands."""
+    parser = commands.add_parser(
+        "calibrate", help="make a codec set for a model",
+        description="Measures covariance and sensitivity of K and V on texts, fits transforms, "
+        "bit allocation and tables, measures the loss on other texts, writes a codec set. Text "
+        "should be like what will be served and of the same length; 12 sequences or more.")
+    _add_inputs(parser)
+    _add_choices(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", type=Path, required=True, metavar="DIR",
+        help="Hugging Face model folder (Llama architecture)")
+    add("--text", type=Path, nargs="+", required=True, metavar="FILE",
+        help="texts to calibrate on, each longer than --tokens")
+    add("--test-text", type=Path, nargs="+", required=True, metavar="FILE",
+        help="other texts, on which the loss is measured")
+    add("-o", "--output", type=Path, required=True, metavar="FILE", help=".fqcs file to write")
+    add("--name", help="model name stored in the file (default: name of the folder)")
+    add("--statistics", type=Path, metavar="FILE",
+        help="keep what was measured in FILE; if FILE exists, use it instead of measuring")
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--bits", type=float, action="append", metavar="B",
+        help="twice: bits per value of base, then of base + refinement (default: 2.12 4.12)")
+    add("--tokens", type=int, default=4096,
+        help="length of long sequences: what will be served (default: %(default)s)")
+    add("--sequences", type=int, default=12,
+        help="long sequences for covariance and tables (default: %(default)s)")
+    add("--fisher-sequences", type=int, default=12,
+        help="how many of them are run with gradients (default: %(default)s)")
+    add("--short-tokens", type=int, default=1024,
+        help="length of short sequences (default: %(default)s)")
+    add("--short-sequences", type=int, default=12,
+        help="short sequences with gradients (default: %(default)s)")
+    add("--sample-blocks", type=int, default=256,
+        help="blocks of 64 rows kept for tables (default: %(default)s)")
+    add("--profiles", type=int, default=32,
+        help="most (K, V) profiles, 1..32 (default: %(default)s)")
+    add("--damping", type=float, default=DAMPING,
+        help="share of the mean sensitivity added to all channels (default: %(default)s)")
+    add("--test-tokens", type=int, default=2048,
+        help="tokens of each test text (default: %(default)s)")
+    add("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+    add("--threads", type=int, default=torch.get_num_threads(),
+        help="CPU threads (default: %(default)s)")
+
+
+def _say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def _check(args: argparse.Namespace) -> tuple[float, float]:
+    """Bits of base and of base + refinement; ValueError if an argument makes no sense."""
+    bits = args.bits or [2.12, 4.12]
+    if len(bits) != 2 or not 0 < bits[0] < bits[1] <= 16:
+        raise ValueError(f"--bits: found {bits}, expected two, rising, in (0, 16]")
+    least = {"sequences": 1, "fisher_sequences": 1, "short_sequences": 1, "tokens": 512,
+             "short_tokens": 512, "test_tokens": 512, "profiles": 1, "sample_blocks": 1}
+    for name, lowest in least.items():
+        if getattr(args, name) < lowest:
+            raise ValueError(f"--{name.replace('_', '-')}: found {getattr(args, name)}, "
+                             f"expected >= {lowest}")
+    if args.profiles > 32:
+        raise ValueError(f"--profiles: found {args.profiles}, expected <= 32")
+    return bits[0], bits[1]
+
+
+def _statistics(args: argparse.Namespace, model: Model) -> Statistics:
+    if args.statistics and args.statistics.exists():
+        _say(f"statistics from {args.statistics}")
+        return Statistics.load(args.statistics)
+    documents = read_documents(args.model, args.text, args.tokens)
+    plan = Plan(spread_sequences(documents, args.tokens, args.sequences),
+                spread_sequences(documents, args.short_tokens, args.short_sequences),
+                min(args.fisher_sequences, args.sequences), args.sample_blocks, args.seed)
+    statistics = measure(model, plan, _say)
+    if args.statistics:
+        statistics.save(args.statistics)
+    return statistics
+
+
+def _loss(score: Score, documents: list[Document], tokens: int) -> dict:
+    """The `loss` entry of one profile name (FORMAT.md section 7)."""
+    return {"perplexity_excess_percent": round(score.perplexity_excess_percent, 4),
+            "standard_error_percent": round(score.standard_error_percent, 4),
+            "kl_divergence": round(score.kl_divergence, 6),
+            "top1_agreement_percent": round(score.top1_agreement_percent, 3),
+            "bits_per_value": round(score.bits_per_value, 5), "tokens": tokens,
+            "text": ", ".join(document.name for document in documents)}
+
+
+def _measure_loss(codec_set: CodecSet, args: argparse.Namespace, model: Model,
+                  documents: list[Document]) -> None:
+    evaluation = Evaluation(model, documents, args.test_tokens)
+    _say(f"raw cache: perplexity {evaluation.prepare():.3f}")
+    for name in FQ_NAMES:
+        score = evaluation.score(make_codec(name, codec_set, model.head_size))
+        codec_set.loss[name] = _loss(score, documents, args.test_tokens)
+        _say(f"{name}: {score.bits_per_value:.3f} bits, perplexity excess "
+             f"{score.perplexity_excess_percent:.2f} +- {score.standard_error_percent:.2f} %, "
+             f"KL divergence {score.kl_divergence:.5f}")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Makes the file; progress goes to standard error."""
+    base_bits, total_bits = _check(args)
+    torch.set_num_threads(args.threads)
+    model = load_model(args.model)
+    if model.head_size not in HEAD_SIZES:
+        raise ValueError(f"head size: found {model.head_size}, expected one of {HEAD_SIZES}")
+    test = read_documents(args.model, args.test_text, args.test_tokens)
+    statistics = _statistics(args, model)
+    options = FitOptions(base_bits, total_bits, args.profiles, args.damping, args.seed)
+    codec_set = fit_codec_set(statistics, options, args.name or model.name, CREATED_BY, _say)
+    _measure_loss(codec_set, args, model, test)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    write_codec_set(codec_set, args.output)
+    _say(f"wrote {args.output}, codec set id {codec_set.id.hex()}")
+    return 0

@@ -1,0 +1,27 @@
+"""The command `flashquant`: `calibrate` makes a codec set, `eval` measures what codecs lose."""
+
+import argparse
+import sys
+
+from flashquant.codec_set import CodecSetError
+
+
+def _parser() -> argparse.ArgumentParser:
+    from flashquant.calibrate import command as calibrate
+    from flashquant.evaluate import command as evaluate
+
+    parser = argparse.ArgumentParser(prog="flashquant", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    calibrate.add_parser(commands)
+    evaluate.add_parser(commands)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit codes: 0 done, 1 the input does not fit or cannot be read, 2 wrong arguments."""
+    args = _parser().parse_args(arguments)
+    try:
+        return args.run(args)
+    except (CodecSetError, OSError, ValueError) as error:
+        print(f"flashquant: {error}", file=sys.stderr)
+        return 1

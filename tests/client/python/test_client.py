@@ -1,0 +1,169 @@
+"""Client against a node that is slow, rude, dead or back: misses in time, and recovery."""
+
+import os
+import time
+
+import grpc
+import pytest
+
+import fake_node
+from flashquant.breaker import CircuitBreaker
+from flashquant.client import Client, Deadlines
+from flashquant.segment import Segment, SegmentError
+from flashquant.v1 import kv_cache_pb2 as pb
+from flashquant.wire import Profile
+
+DEADLINES = Deadlines(lookup_s=0.1, load_s=0.2, store_s=0.2, connect_s=0.5)
+KEY = b"k" * 32
+# P5 allows deadline + 10 ms; the rest is for a test machine with more threads than processors.
+SLACK_S = 0.010 + 0.040
+
+
+@pytest.fixture(name="node")
+def node_fixture(tmp_path):
+    with fake_node.running(tmp_path) as node:
+        yield node
+
+
+@pytest.fixture(name="client")
+def client_fixture(node):
+    client = Client(node.endpoint, fake_node.SPEC, DEADLINES)
+    client.start()
+    assert client.wait_ready(5)
+    yield client
+    client.close()
+
+
+def timed_lookup(client):
+    """(match, seconds)."""
+    begin_s = time.monotonic()
+    match = client.lookup(KEY, Profile.COMPACT)
+    return match, time.monotonic() - begin_s
+
+
+def wait_until(condition, timeout_s=5.0):
+    deadline_s = time.monotonic() + timeout_s
+    while not condition() and time.monotonic() < deadline_s:
+        time.sleep(0.005)
+    assert condition()
+
+
+def test_lookup_stored_key_matches(node, client):
+    node.stored.add(KEY)
+    match, _ = timed_lookup(client)
+    assert (match.matched_blocks, match.usable_blocks, match.stored_bytes) == (1, 1, (100,))
+
+
+def test_store_ok_statuses_returned(client):
+    request = pb.StoreRequest(session_id=client.link.session_id, keys=KEY)
+    assert client.store(client.link, request) == [pb.BLOCK_STATUS_OK]
+
+
+def test_make_client_node_absent_starts_nothing_and_misses_at_once(tmp_path):
+    client = Client(f"unix://{tmp_path}/none", fake_node.SPEC, DEADLINES)
+    assert timed_lookup(client)[0] is None
+    client.start()
+    match, seconds = timed_lookup(client)
+    assert match is None and seconds < 0.01 + SLACK_S
+    assert not client.wait_ready(0.3)
+    client.close()
+
+
+def test_lookup_slow_node_misses_within_deadline(node, client):
+    node.stored.add(KEY)
+    node.delay_s = 1.0
+    match, seconds = timed_lookup(client)
+    assert match is None and seconds <= DEADLINES.lookup_s + SLACK_S
+    assert client.link is not None  # one time-out is not a dead node
+
+
+def test_lookup_three_timeouts_break_the_link_then_misses_are_instant(node, client):
+    node.delay_s = 0.5
+    for _ in range(3):
+        timed_lookup(client)
+    node.stalled.set()
+    assert client.link is None
+    assert timed_lookup(client)[1] < 0.01
+
+
+def test_store_timeout_breaks_the_link_at_once(node, client):
+    link = client.link
+    node.delay_s = 1.0
+    begin_s = time.monotonic()
+    assert client.store(link, pb.StoreRequest(session_id=link.session_id, keys=KEY)) is None
+    assert time.monotonic() - begin_s <= DEADLINES.store_s + SLACK_S
+    assert client.link is not link
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED,
+                                  grpc.StatusCode.FAILED_PRECONDITION])
+def test_call_refused_is_a_miss_and_keeps_the_link(node, client, code):
+    node.fail_with = code
+    link = client.link
+    assert timed_lookup(client)[0] is None
+    assert client.store(link, pb.StoreRequest(session_id=link.session_id, keys=KEY)) is None
+    assert client.link is link
+
+
+def test_node_restarted_client_reconnects_with_a_new_session(node, client):
+    before = client.link.session_id
+    node.stop()
+    wait_until(lambda: client.link is None)
+    assert timed_lookup(client)[0] is None
+    node.stored.add(KEY)
+    node.start()
+    assert client.wait_ready(10)
+    assert client.link.session_id != before
+    assert timed_lookup(client)[0].matched_blocks == 1
+
+
+def test_other_fingerprint_no_session(node):
+    node.fingerprint = bytes(32)
+    client = Client(node.endpoint, fake_node.SPEC, DEADLINES)
+    client.start()
+    assert not client.wait_ready(0.5)
+    client.close()
+
+
+def test_session_not_answered_close_is_bounded(node):
+    node.stalled.set()
+    client = Client(node.endpoint, fake_node.SPEC, DEADLINES)
+    client.start()
+    assert not client.wait_ready(0.7)
+    begin_s = time.monotonic()
+    client.close()
+    assert time.monotonic() - begin_s < 1.0
+    node.stalled.clear()
+
+
+def test_breaker_failures_double_the_wait_up_to_the_limit():
+    now = [100.0]
+    breaker = CircuitBreaker(lambda: now[0])
+    assert breaker.closed and breaker.probe_wait_s() == 0
+    waits = []
+    for _ in range(8):
+        breaker.failure()
+        waits.append(round(breaker.probe_wait_s(), 3))
+    assert waits == [0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0, 5.0] and not breaker.closed
+    now[0] += 5.0
+    assert breaker.probe_wait_s() == 0 and not breaker.closed
+    breaker.success()
+    assert breaker.closed
+
+
+def test_segment_no_socket_error_names_it_and_leaks_no_descriptor(tmp_path):
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(SegmentError, match="none.sock"):
+        Segment(1 << 20).register(str(tmp_path / "none.sock"), bytes(16), 0.2)
+    assert len(os.listdir("/proc/self/fd")) <= before + 1  # the map keeps one of its own
+
+
+@pytest.mark.parametrize("label,profile", [("exact", Profile.EXACT),
+                                           ("near-lossless", Profile.NEAR_LOSSLESS)])
+def test_profile_label_parses(label, profile):
+    assert Profile.parse(label) is profile and profile.label == label
+
+
+def test_profile_unknown_label_names_choices():
+    with pytest.raises(ValueError, match="exact, near-lossless, compact, universal"):
+        Profile.parse("tiny")
