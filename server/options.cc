@@ -1,0 +1,349 @@
+#include "server/options.h"
+
+#include <CLI/CLI.hpp>
+#include <fstream>
+#include <map>
+#include <sstream>
+#include <tuple>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "kernels/base/status_macros.h"
+#include "server/host_port.h"
+
+namespace fq {
+namespace {
+
+constexpr int64_t kMaxConfigBytes = 1 << 20;
+constexpr size_t kMaxSocketPath = 100;  // sockaddr_un holds 107; the segment socket adds ".seg"
+
+// Calls visit(name, field, help) for every option: the one list of them.
+template <typename O, typename Visitor>
+void ForEachOption(O& o, Visitor&& visit) {
+  visit("socket", o.socket,
+        "Unix socket for gRPC; segments go to the same path plus .seg; empty: none");
+  visit("socket-mode", o.socket_mode, "octal mode of both sockets");
+  visit("listen", o.listen, "TCP host:port for gRPC; loopback only without TLS; empty: none");
+  visit("tls-cert", o.tls_cert, "PEM certificate chain of --listen");
+  visit("tls-key", o.tls_key, "PEM private key of --listen");
+  visit("tls-client-ca", o.tls_client_ca,
+        "PEM roots: clients must show a certificate; it names their tenant");
+  visit("metrics-listen", o.metrics_listen, "host:port for Prometheus, /metrics; empty: none");
+  visit("tenant", o.tenant, "tenant of local callers");
+  visit("codec-set", o.codec_sets, "codec-set file (.fqcs); may be repeated");
+  visit("host-bytes", o.host_bytes, "memory for slabs, e.g. 4GiB");
+  visit("workers", o.workers, "threads that encode and decode; 0: one per processor");
+  visit("queue-depth", o.queue_depth, "calls that may wait for a worker");
+  visit("max-sessions", o.max_sessions, "open sessions");
+  visit("max-leases-per-session", o.max_leases_per_session, "leases a session may hold");
+  visit("max-blocks-per-call", o.max_blocks_per_call,
+        "blocks of one Store, Lookup, Load or Attend");
+  visit("max-namespaces", o.max_namespaces, "namespaces of all tenants");
+  visit("max-ranges-per-namespace", o.max_ranges_per_namespace,
+        "layer and head ranges in one namespace");
+  visit("max-segments", o.max_segments, "memory segments of one session");
+  visit("max-segment-bytes", o.max_segment_bytes, "size of one memory segment, e.g. 64GiB");
+  visit("max-inline-bytes", o.max_inline_bytes, "page bytes inside one message, e.g. 16MiB");
+  visit("lease-ms", o.lease_ms, "life of a lease after its last use");
+  visit("default-deadline-ms", o.default_deadline_ms, "deadline of a call that brings none");
+  visit("max-deadline-ms", o.max_deadline_ms, "longest deadline that is honoured");
+  visit("drain-ms", o.drain_ms, "time for running calls after SIGTERM or SIGINT");
+  visit("log-level", o.log_level, "debug, info, warning or error");
+  visit("log-format", o.log_format, "text or json");
+}
+
+using Values = std::map<std::string, std::vector<std::string>>;  // by option name
+
+std::string EnvironmentName(const std::string& option) {
+  return "FQ_" + absl::StrReplaceAll(absl::AsciiStrToUpper(option), {{"-", "_"}});
+}
+
+// Adds options to a parser and remembers nothing else.
+class OptionAdder {
+ public:
+  explicit OptionAdder(CLI::App& app) : app_(app) {}
+  void operator()(const std::string& name, std::string& field, const char* help) const {
+    Finish(app_.add_option("--" + name, field, help), name);
+  }
+  void operator()(const std::string& name, std::vector<std::string>& field,
+                  const char* help) const {
+    app_.add_option("--" + name, field, Help(name, help))->expected(1, 1 << 10);
+  }
+  void operator()(const std::string& name, uint32_t& field, const char* help) const {
+    Finish(app_.add_option("--" + name, field, help), name);
+  }
+  void operator()(const std::string& name, uint64_t& field, const char* help) const {
+    Finish(app_.add_option("--" + name, field, help)->transform(CLI::AsSizeValue(true)), name);
+  }
+
+ private:
+  static std::string Help(const std::string& name, const char* help) {
+    return absl::StrCat(help, " [", EnvironmentName(name), "]");
+  }
+  void Finish(CLI::Option* option, const std::string& name) const {
+    option->description(Help(name, option->get_description().c_str()));
+    option->take_last()->capture_default_str();
+  }
+  CLI::App& app_;
+};
+
+// Names of the options that the command line sets.
+Values FlagsGiven(absl::Span<const std::string> args) {
+  Values given;
+  for (const std::string& arg : args) {
+    if (arg.rfind("--", 0) == 0) given[arg.substr(2, arg.find('=') - 2)];
+  }
+  return given;
+}
+
+Values ReadEnvironment(absl::Span<const std::string> environment) {
+  std::map<std::string, std::string> names{{"FQ_CONFIG", "config"}};
+  Options options;
+  ForEachOption(options, [&](const std::string& name, const auto&, const char*) {
+    names[EnvironmentName(name)] = name;
+  });
+  Values values;
+  for (const std::string& entry : environment) {
+    size_t equals = entry.find('=');
+    if (equals == std::string::npos) continue;
+    auto it = names.find(entry.substr(0, equals));
+    if (it != names.end()) values[it->second] = {entry.substr(equals + 1)};
+  }
+  return values;
+}
+
+absl::StatusOr<Values> ReadConfigFile(const std::string& path) {
+  std::ifstream in(path, std::ios::binary | std::ios::ate);
+  if (!in) return absl::InvalidArgumentError(absl::StrCat("config: cannot open ", path));
+  int64_t bytes = in.tellg();
+  if (bytes < 0 || bytes > kMaxConfigBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("config: ", path, " has ", bytes, " bytes, at most ", kMaxConfigBytes));
+  }
+  in.seekg(0);
+  Values values;
+  try {  // CLI11 reports by exceptions; they end here
+    for (CLI::ConfigItem& item : CLI::ConfigINI().from_config(in)) {
+      if (!item.parents.empty()) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("config: ", path, ": section [", item.parents[0], "] is not known"));
+      }
+      if (!values.emplace(item.name, std::move(item.inputs)).second) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("config: ", path, ": ", item.name, " is given twice"));
+      }
+    }
+  } catch (const CLI::Error& e) {
+    return absl::InvalidArgumentError(absl::StrCat("config: ", path, ": ", e.what()));
+  }
+  if (values.count("config") != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("config: ", path, ": config is not allowed here"));
+  }
+  return values;
+}
+
+// The value of --config in `args`, if any; last one wins.
+std::string ConfigFlag(absl::Span<const std::string> args) {
+  std::string path;
+  for (size_t i = 0; i < args.size(); ++i) {
+    if (args[i].rfind("--config=", 0) == 0) path = args[i].substr(9);
+    if (args[i] == "--config" && i + 1 < args.size()) path = args[i + 1];
+  }
+  return path;
+}
+
+void AddMissing(const Values& layer, Values& given, std::vector<std::string>& args) {
+  for (const auto& [name, values] : layer) {
+    if (!given.emplace(name, values).second) continue;
+    for (const std::string& value : values) args.push_back(absl::StrCat("--", name, "=", value));
+  }
+}
+
+// `args` completed by what only the environment and the file set.
+absl::StatusOr<std::vector<std::string>> MergeLayers(absl::Span<const std::string> args,
+                                                     absl::Span<const std::string> environment) {
+  std::vector<std::string> merged(args.begin(), args.end());
+  Values given = FlagsGiven(args);
+  Values from_environment = ReadEnvironment(environment);
+  std::string config = ConfigFlag(args);
+  if (config.empty() && from_environment.count("config") != 0) {
+    config = from_environment["config"][0];
+  }
+  AddMissing(from_environment, given, merged);
+  if (!config.empty()) {
+    FQ_ASSIGN_OR_RETURN(Values from_file, ReadConfigFile(config));
+    AddMissing(from_file, given, merged);
+  }
+  return merged;
+}
+
+absl::Status Parse(CLI::App& app, std::vector<std::string> args, CommandLine& result) {
+  std::reverse(args.begin(), args.end());  // what CLI11 expects of a vector
+  try {
+    app.parse(std::move(args));
+  } catch (const CLI::CallForHelp&) {
+    result.action = CommandLine::Action::kPrintText;
+    result.text = app.help();
+  } catch (const CLI::CallForVersion&) {
+    result.action = CommandLine::Action::kPrintText;
+    result.text = absl::StrCat("flashquantd ", FQ_VERSION, "\n");
+  } catch (const CLI::ParseError& e) {
+    return absl::InvalidArgumentError(e.what());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Refuse(absl::string_view option, absl::string_view value, absl::string_view allowed) {
+  return absl::InvalidArgumentError(absl::StrCat("--", option, " = ", value, ": ", allowed));
+}
+
+template <typename T>
+absl::Status CheckBetween(absl::string_view option, T value, T least, T most) {
+  if (value >= least && value <= most) return absl::OkStatus();
+  return Refuse(option, absl::StrCat(value), absl::StrCat("must be in ", least, "..", most));
+}
+
+absl::Status CheckNumbers(const Options& o) {
+  FQ_RETURN_IF_ERROR(
+      CheckBetween<uint64_t>("host-bytes", o.host_bytes, 1 << 20, uint64_t{1} << 46));
+  FQ_RETURN_IF_ERROR(CheckBetween("workers", o.workers, 0u, 1024u));
+  FQ_RETURN_IF_ERROR(CheckBetween("queue-depth", o.queue_depth, 1u, 1u << 16));
+  FQ_RETURN_IF_ERROR(CheckBetween("max-sessions", o.max_sessions, 1u, 1u << 16));
+  FQ_RETURN_IF_ERROR(
+      CheckBetween("max-leases-per-session", o.max_leases_per_session, 1u, 1u << 20));
+  FQ_RETURN_IF_ERROR(CheckBetween("max-blocks-per-call", o.max_blocks_per_call, 1u, 1u << 16));
+  FQ_RETURN_IF_ERROR(CheckBetween("max-namespaces", o.max_namespaces, 1u, 1u << 16));
+  FQ_RETURN_IF_ERROR(
+      CheckBetween("max-ranges-per-namespace", o.max_ranges_per_namespace, 1u, 1u << 16));
+  FQ_RETURN_IF_ERROR(CheckBetween("max-segments", o.max_segments, 1u, 4096u));
+  FQ_RETURN_IF_ERROR(
+      CheckBetween<uint64_t>("max-segment-bytes", o.max_segment_bytes, 4096, uint64_t{1} << 46));
+  FQ_RETURN_IF_ERROR(
+      CheckBetween<uint64_t>("max-inline-bytes", o.max_inline_bytes, 4096, uint64_t{1} << 30));
+  FQ_RETURN_IF_ERROR(CheckBetween("lease-ms", o.lease_ms, 10u, 86'400'000u));
+  FQ_RETURN_IF_ERROR(CheckBetween("max-deadline-ms", o.max_deadline_ms, 1u, 86'400'000u));
+  FQ_RETURN_IF_ERROR(
+      CheckBetween("default-deadline-ms", o.default_deadline_ms, 1u, o.max_deadline_ms));
+  return CheckBetween("drain-ms", o.drain_ms, 0u, 3'600'000u);
+}
+
+absl::Status CheckUnixSocket(const Options& o) {
+  uint32_t mode = 0;
+  if (o.socket.size() > kMaxSocketPath) {
+    return Refuse("socket", o.socket,
+                  absl::StrCat("has ", o.socket.size(), " bytes, at most ", kMaxSocketPath));
+  }
+  if (!o.socket.empty() && o.socket[0] != '/') {
+    return Refuse("socket", o.socket, "must be an absolute path");
+  }
+  std::istringstream octal(o.socket_mode);
+  if (!(octal >> std::oct >> mode) || !octal.eof() || mode > 0777 || (mode & 0600) != 0600) {
+    return Refuse("socket-mode", o.socket_mode,
+                  "must be octal, 0600..0777, with read and write for the owner");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckNetwork(const Options& o) {
+  if (o.socket.empty() && o.listen.empty()) {
+    return absl::InvalidArgumentError("--socket and --listen are both empty: nothing to serve on");
+  }
+  if (o.tls_cert.empty() != o.tls_key.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--tls-cert = '", o.tls_cert, "' and --tls-key = '", o.tls_key, "': give both or neither"));
+  }
+  if (!o.tls_client_ca.empty() && o.tls_cert.empty()) {
+    return Refuse("tls-client-ca", o.tls_client_ca, "needs --tls-cert and --tls-key");
+  }
+  if (!o.listen.empty()) {
+    FQ_ASSIGN_OR_RETURN(HostPort at, ParseHostPort("listen", o.listen));
+    if (!at.loopback && o.tls_cert.empty()) {
+      return Refuse("listen", o.listen,
+                    "not a loopback address: needs --tls-cert and --tls-key; plaintext is never "
+                    "opened to the network");
+    }
+  }
+  return o.metrics_listen.empty() ? absl::OkStatus()
+                                  : ParseHostPort("metrics-listen", o.metrics_listen).status();
+}
+
+absl::Status CheckNames(const Options& o) {
+  if (o.tenant.empty() || o.tenant.size() > 256) {
+    return Refuse("tenant", o.tenant,
+                  absl::StrCat("has ", o.tenant.size(), " bytes, must be 1..256"));
+  }
+  if (o.log_level != "debug" && o.log_level != "info" && o.log_level != "warning" &&
+      o.log_level != "error") {
+    return Refuse("log-level", o.log_level, "must be debug, info, warning or error");
+  }
+  if (o.log_format != "text" && o.log_format != "json") {
+    return Refuse("log-format", o.log_format, "must be text or json");
+  }
+  return absl::OkStatus();
+}
+
+// Writes one option as `name = value`.
+struct ConfigPrinter {
+  std::string& text;
+  void operator()(const char* name, const std::string& value, const char*) const {
+    absl::StrAppend(&text, name, " = \"", value, "\"\n");
+  }
+  void operator()(const char* name, uint64_t value, const char*) const {
+    absl::StrAppend(&text, name, " = ", value, "\n");
+  }
+  void operator()(const char* name, const std::vector<std::string>& values, const char*) const {
+    if (values.empty()) return;
+    absl::StrAppend(&text, name, " = [\"", absl::StrJoin(values, "\", \""), "\"]\n");
+  }
+};
+
+}  // namespace
+
+bool Options::operator==(const Options& other) const {
+  return PrintConfig(*this) == PrintConfig(other);
+}
+
+absl::StatusOr<CommandLine> ParseCommandLine(absl::Span<const std::string> args,
+                                             absl::Span<const std::string> environment) {
+  CommandLine result;
+  CLI::App app("flashquantd: keeps compressed KV-cache pages for inference engines", "flashquantd");
+  bool print_config = false;
+  std::string config;  // read by MergeLayers
+  app.set_version_flag("--version", "");
+  app.add_flag("--print-config", print_config, "print the options in force and exit");
+  app.add_option("--config", config, "file of `option = value` lines [FQ_CONFIG]")->take_last();
+  ForEachOption(result.options, OptionAdder(app));
+  FQ_ASSIGN_OR_RETURN(std::vector<std::string> merged, MergeLayers(args, environment));
+  FQ_RETURN_IF_ERROR(Parse(app, std::move(merged), result));
+  if (result.action == CommandLine::Action::kPrintText) return result;
+  FQ_RETURN_IF_ERROR(CheckOptions(result.options));
+  if (print_config) result.action = CommandLine::Action::kPrintConfig;
+  return result;
+}
+
+absl::Status CheckOptions(const Options& options) {
+  FQ_RETURN_IF_ERROR(CheckNumbers(options));
+  FQ_RETURN_IF_ERROR(CheckUnixSocket(options));
+  FQ_RETURN_IF_ERROR(CheckNetwork(options));
+  return CheckNames(options);
+}
+
+std::string PrintConfig(const Options& options) {
+  std::string text;
+  ForEachOption(options, ConfigPrinter{text});
+  return text;
+}
+
+uint32_t SocketModeBits(const Options& options) {
+  uint32_t mode = 0;
+  std::istringstream(options.socket_mode) >> std::oct >> mode;
+  return mode;
+}
+
+}  // namespace fq

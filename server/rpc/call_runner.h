@@ -1,0 +1,37 @@
+// Runs one unary call: deadline, place (here or on a worker), metrics, the status on the wire.
+// Thread-safe.
+#pragma once
+
+#include <functional>
+
+#include <grpcpp/server_context.h>
+#include <grpcpp/support/server_callback.h>
+
+#include "absl/status/status.h"
+#include "server/call_context.h"
+#include "server/node.h"
+
+namespace fq {
+
+class CallRunner {
+ public:
+  struct Method {
+    const char* name;
+    enum class Place { kHere, kWorker } place;           // kHere: never blocks
+    enum class Deadline { kCapped, kCallers } deadline;  // --max-deadline-ms, or the caller's own
+  };
+  using Body = std::function<absl::Status(const CallContext&)>;
+
+  explicit CallRunner(Node* node) : node_(node) {}
+
+  // `body` checks, calls and fills; request and response live until it has returned.
+  grpc::ServerUnaryReactor* Run(grpc::CallbackServerContext* context, const Method& method,
+                                Body body) const;
+
+ private:
+  MonotonicTime DeadlineOf(const grpc::CallbackServerContext& context, const Method& method) const;
+
+  Node* const node_;
+};
+
+}  // namespace fq

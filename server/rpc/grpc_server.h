@@ -1,0 +1,42 @@
+// The gRPC listeners of a node: Unix socket, TCP, TLS; KvCache, Admin, health and reflection.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include <grpcpp/server.h>
+
+#include "absl/status/statusor.h"
+#include "server/clock.h"
+#include "server/node.h"
+#include "server/rpc/admin_service.h"
+#include "server/rpc/kv_cache_service.h"
+
+namespace fq {
+
+// One thread creates, stops and destroys it.
+class GrpcServer {
+ public:
+  // Listens as the node's options say. InvalidArgument: a certificate or key cannot be read.
+  // Unavailable: an address cannot be bound.
+  static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(Node* node);  // node outlives it
+  ~GrpcServer();
+
+  int tcp_port() const { return tcp_port_; }  // 0 without --listen
+
+  // Health checks answer NOT_SERVING from here on.
+  void SetNotServing();
+
+  // Ends streams and calls that still run after `grace`; returns when all are answered.
+  void Stop(Milliseconds grace);
+
+ private:
+  explicit GrpcServer(Node* node);
+
+  KvCacheService kv_cache_;
+  AdminService admin_;
+  std::unique_ptr<grpc::Server> server_;
+  int tcp_port_ = 0;
+};
+
+}  // namespace fq

@@ -1,0 +1,243 @@
+#include "server/rpc/kv_cache_service.h"
+
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+#include "server/rpc/identity.h"
+#include "server/rpc/session_stream.h"
+#include "server/rpc/to_calls.h"
+#include "server/rpc/validate_blocks.h"
+
+namespace fq {
+namespace {
+
+using Method = CallRunner::Method;
+constexpr Method kStore = {"Store", Method::Place::kWorker, Method::Deadline::kCapped};
+constexpr Method kLookup = {"Lookup", Method::Place::kHere, Method::Deadline::kCapped};
+constexpr Method kLoad = {"Load", Method::Place::kWorker, Method::Deadline::kCapped};
+constexpr Method kAttend = {"Attend", Method::Place::kWorker, Method::Deadline::kCapped};
+constexpr Method kRelease = {"Release", Method::Place::kHere, Method::Deadline::kCapped};
+
+absl::StatusOr<std::shared_ptr<const Segment>> FindSegment(const Session& session, uint32_t id) {
+  std::shared_ptr<const Segment> segment = session.segments.Find(id);
+  if (segment != nullptr) return segment;
+  return BadField("pages.segment_id", id, "the session has no segment of that id");
+}
+
+absl::StatusOr<std::shared_ptr<const Lease>> FindLease(Session& session, const std::string& id) {
+  FQ_RETURN_IF_ERROR(CheckId("lease_id", id));
+  return session.leases.Use(ToRandomId(id));
+}
+
+template <typename Response>
+void FillStatuses(const std::vector<BlockOutcome>& outcomes, Response& response) {
+  response.mutable_statuses()->Reserve(static_cast<int>(outcomes.size()));
+  for (BlockOutcome outcome : outcomes) {
+    response.add_statuses(static_cast<wire::BlockStatus>(outcome));
+  }
+}
+
+void FillInline(InlineBlocks blocks, wire::LoadResponse& response) {
+  FillStatuses(blocks.outcomes, response);
+  response.mutable_sizes()->Add(blocks.sizes.begin(), blocks.sizes.end());
+  response.mutable_refinement_sizes()->Add(blocks.refinement_sizes.begin(),
+                                           blocks.refinement_sizes.end());
+  response.set_xxh3_128(std::move(blocks.checksums));
+  response.set_payload(std::move(blocks.payload));
+}
+
+void FillLookup(const LookupResult& result, wire::LookupResponse& response) {
+  response.set_matched_blocks(static_cast<uint32_t>(result.pins.size()));
+  response.set_usable_blocks(result.usable_blocks);
+  response.set_load_bytes(result.load_bytes);
+  response.set_predicted_load_ms(result.predicted_load_ms);
+  for (size_t i = 0; i < result.pins.size(); ++i) {
+    response.add_profiles(static_cast<wire::Profile>(result.profiles[i]));
+    response.add_stored_bytes(result.pins[i].stored_bytes());
+  }
+}
+
+std::vector<float> ToFloats(const std::string& bytes) {
+  std::vector<float> floats(bytes.size() / sizeof(float));
+  std::memcpy(floats.data(), bytes.data(), bytes.size());
+  return floats;
+}
+
+std::string ToBytes(const std::vector<float>& floats) {
+  return std::string(reinterpret_cast<const char*>(floats.data()), floats.size() * sizeof(float));
+}
+
+}  // namespace
+
+KvCacheService::KvCacheService(Node* node)
+    : node_(node),
+      runner_(node),
+      limits_{node->options().max_blocks_per_call, node->options().max_inline_bytes} {}
+
+grpc::ServerBidiReactor<wire::SessionRequest, wire::SessionResponse>* KvCacheService::Session(
+    grpc::CallbackServerContext* context) {
+  return new SessionStream(node_, context);  // deletes itself
+}
+
+grpc::ServerUnaryReactor* KvCacheService::Store(grpc::CallbackServerContext* context,
+                                                const wire::StoreRequest* request,
+                                                wire::StoreResponse* response) {
+  return runner_.Run(context, kStore, [=](const CallContext& call) -> absl::Status {
+    FQ_ASSIGN_OR_RETURN(auto session, FindSession(*context, request->session_id()));
+    return DoStore(call, *session, *request, *response);
+  });
+}
+
+grpc::ServerUnaryReactor* KvCacheService::Lookup(grpc::CallbackServerContext* context,
+                                                 const wire::LookupRequest* request,
+                                                 wire::LookupResponse* response) {
+  return runner_.Run(context, kLookup, [=](const CallContext&) -> absl::Status {
+    FQ_ASSIGN_OR_RETURN(auto session, FindSession(*context, request->session_id()));
+    return DoLookup(*session, *request, *response);
+  });
+}
+
+grpc::ServerUnaryReactor* KvCacheService::Load(grpc::CallbackServerContext* context,
+                                               const wire::LoadRequest* request,
+                                               wire::LoadResponse* response) {
+  return runner_.Run(context, kLoad, [=](const CallContext& call) -> absl::Status {
+    FQ_ASSIGN_OR_RETURN(auto session, FindSession(*context, request->session_id()));
+    return DoLoad(call, *session, *request, *response);
+  });
+}
+
+grpc::ServerUnaryReactor* KvCacheService::Attend(grpc::CallbackServerContext* context,
+                                                 const wire::AttendRequest* request,
+                                                 wire::AttendResponse* response) {
+  return runner_.Run(context, kAttend, [=](const CallContext& call) -> absl::Status {
+    FQ_ASSIGN_OR_RETURN(auto session, FindSession(*context, request->session_id()));
+    return DoAttend(call, *session, *request, *response);
+  });
+}
+
+grpc::ServerUnaryReactor* KvCacheService::Release(grpc::CallbackServerContext* context,
+                                                  const wire::ReleaseRequest* request,
+                                                  wire::ReleaseResponse* response) {
+  return runner_.Run(context, kRelease, [=](const CallContext&) -> absl::Status {
+    FQ_ASSIGN_OR_RETURN(auto session, FindSession(*context, request->session_id()));
+    return DoRelease(*session, *request, *response);
+  });
+}
+
+absl::StatusOr<std::shared_ptr<fq::Session>> KvCacheService::FindSession(
+    const grpc::CallbackServerContext& context, const std::string& session_id) const {
+  FQ_RETURN_IF_ERROR(CheckId("session_id", session_id));
+  FQ_ASSIGN_OR_RETURN(Caller caller, CallerOf(context, node_->options().tenant));
+  FQ_ASSIGN_OR_RETURN(auto session, node_->sessions().Find(ToRandomId(session_id)));
+  if (session->space->tenant == caller.tenant) return session;
+  return absl::UnauthenticatedError("session_id: no such session");
+}
+
+absl::Status KvCacheService::DoStore(const CallContext& call, fq::Session& session,
+                                     const wire::StoreRequest& request,
+                                     wire::StoreResponse& response) const {
+  FQ_RETURN_IF_ERROR(node_->CheckAccepting());
+  std::shared_ptr<const Segment> segment;  // keeps the mapping for the call
+  absl::Span<const std::byte> memory(reinterpret_cast<const std::byte*>(request.payload().data()),
+                                     request.payload().size());
+  if (request.pages().segment_id() != 0) {
+    FQ_ASSIGN_OR_RETURN(segment, FindSegment(session, request.pages().segment_id()));
+    memory = segment->memory();
+  }
+  const SlabSpace& space = *session.space;
+  FQ_RETURN_IF_ERROR(CheckStore(request, space.shape(), memory.size(), limits_));
+  FQ_ASSIGN_OR_RETURN(auto outcomes,
+                      node_->page_path().StoreBlocks(call, space, ToStoreCall(request, memory)));
+  FillStatuses(outcomes, response);
+  return absl::OkStatus();
+}
+
+absl::Status KvCacheService::DoLookup(fq::Session& session, const wire::LookupRequest& request,
+                                      wire::LookupResponse& response) const {
+  FQ_RETURN_IF_ERROR(CheckLookup(request, limits_));
+  LookupResult result = node_->page_path().Lookup(
+      *session.space, {ToKeys(request.keys()), ToFloor(request.min_profile())});
+  FillLookup(result, response);
+  if (result.pins.empty() || request.no_lease()) return absl::OkStatus();
+  FQ_ASSIGN_OR_RETURN(RandomId lease_id, session.leases.Add(std::move(result.pins)));
+  response.set_lease_id(fq::ToBytes(lease_id));
+  return absl::OkStatus();
+}
+
+absl::Status KvCacheService::DoLoad(const CallContext& call, fq::Session& session,
+                                    const wire::LoadRequest& request,
+                                    wire::LoadResponse& response) const {
+  FQ_ASSIGN_OR_RETURN(auto lease, FindLease(session, request.lease_id()));
+  FQ_RETURN_IF_ERROR(CheckLoad(request, session.space->shape(), lease->pins.size(), limits_));
+  const LeasedBlocks blocks{lease.get(), request.first_block(), request.block_count(),
+                            ToFloor(request.min_profile())};
+  if (request.has_pages()) return LoadIntoSegment(call, session, blocks, request.pages(), response);
+  return LoadIntoReply(call, session, blocks, request.encoded(), response);
+}
+
+absl::Status KvCacheService::LoadIntoSegment(const CallContext& call, fq::Session& session,
+                                             const LeasedBlocks& blocks, const wire::Pages& pages,
+                                             wire::LoadResponse& response) const {
+  const SlabSpace& space = *session.space;
+  FQ_ASSIGN_OR_RETURN(auto segment, FindSegment(session, pages.segment_id()));
+  FQ_RETURN_IF_ERROR(
+      CheckPages(pages, blocks.block_count, space.shape(), segment->memory().size()));
+  FQ_ASSIGN_OR_RETURN(auto outcomes, node_->page_path().Load(call, space, blocks, ToPages(pages),
+                                                             segment->memory()));
+  FillStatuses(outcomes, response);
+  return absl::OkStatus();
+}
+
+absl::Status KvCacheService::LoadIntoReply(const CallContext& call, fq::Session& session,
+                                           const LeasedBlocks& blocks, bool encoded,
+                                           wire::LoadResponse& response) const {
+  PagePath& path = node_->page_path();
+  if (encoded && EncodedBytes(blocks) > limits_.max_inline_bytes) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("block_count = ", blocks.block_count, " of ", EncodedBytes(blocks),
+                     " bytes in all: max-inline-bytes is ", limits_.max_inline_bytes));
+  }
+  FQ_ASSIGN_OR_RETURN(InlineBlocks result, encoded ? path.LoadEncoded(call, *session.space, blocks)
+                                                   : path.LoadInline(call, *session.space, blocks));
+  FillInline(std::move(result), response);
+  return absl::OkStatus();
+}
+
+absl::Status KvCacheService::DoAttend(const CallContext& call, fq::Session& session,
+                                      const wire::AttendRequest& request,
+                                      wire::AttendResponse& response) const {
+  const SlabShape& shape = session.space->shape();
+  FQ_ASSIGN_OR_RETURN(auto lease, FindLease(session, request.lease_id()));
+  FQ_RETURN_IF_ERROR(CheckAttend(request, shape, lease->pins.size(), limits_));
+  const std::vector<float> q = ToFloats(request.q());
+  std::vector<float> out(q.size()), lse(q.size() / shape.head_size);
+  AttendCall attend{lease.get(), request.block_count(), {}};
+  attend.params.layer = static_cast<int>(request.layer());
+  attend.params.q_heads_per_kv_head = static_cast<int>(request.q_heads_per_kv_head());
+  attend.params.scale = request.scale();
+  attend.params.q = q.data();
+  attend.params.out = out.data();
+  attend.params.lse = lse.data();
+  FQ_RETURN_IF_ERROR(node_->page_path().Attend(call, *session.space, attend));
+  response.set_out(ToBytes(out));
+  response.set_lse(ToBytes(lse));
+  return absl::OkStatus();
+}
+
+absl::Status KvCacheService::DoRelease(fq::Session& session, const wire::ReleaseRequest& request,
+                                       wire::ReleaseResponse& response) const {
+  FQ_RETURN_IF_ERROR(CheckRelease(request, node_->options().max_leases_per_session));
+  uint32_t released = 0;
+  for (const std::string& id : request.lease_ids()) {
+    if (session.leases.Release(ToRandomId(id))) ++released;
+  }
+  response.set_released(released);
+  response.set_unknown(static_cast<uint32_t>(request.lease_ids_size()) - released);
+  return absl::OkStatus();
+}
+
+}  // namespace fq

@@ -1,0 +1,204 @@
+#include "server/rpc/validate_blocks.h"
+
+#include <cmath>
+
+#include "kernels/base/status_macros.h"
+#include "server/page_layout.h"
+#include "server/rpc/to_calls.h"
+
+namespace fq {
+namespace {
+
+absl::Status CheckStride(absl::string_view field, uint64_t bytes, uint64_t element, bool steps) {
+  const std::string name = absl::StrCat("pages.layout.", field);
+  if (bytes % element != 0) {
+    return BadField(name, bytes,
+                    absl::StrCat("must be a multiple of the element's ", element, " bytes"));
+  }
+  if (steps && bytes == 0) return BadField(name, bytes, "must not be 0: elements would coincide");
+  return absl::OkStatus();
+}
+
+absl::Status CheckLayout(const wire::PageLayout& l, const SlabShape& shape) {
+  const uint64_t element = static_cast<uint64_t>(ElementBytes(shape.dtype));
+  FQ_RETURN_IF_ERROR(
+      CheckOneOf("pages.layout.tokens_per_chunk", l.tokens_per_chunk(), {8, 16, 32, 64, 128, 256}));
+  FQ_RETURN_IF_ERROR(CheckStride("layer_stride", l.layer_stride(), element, shape.layers() > 1));
+  FQ_RETURN_IF_ERROR(CheckStride("head_stride", l.head_stride(), element, shape.heads() > 1));
+  FQ_RETURN_IF_ERROR(CheckStride("k_offset", l.k_offset(), element, false));
+  FQ_RETURN_IF_ERROR(CheckStride("k_token_stride", l.k_token_stride(), element, true));
+  FQ_RETURN_IF_ERROR(CheckStride("k_channel_stride", l.k_channel_stride(), element, true));
+  FQ_RETURN_IF_ERROR(CheckStride("v_offset", l.v_offset(), element, false));
+  FQ_RETURN_IF_ERROR(CheckStride("v_token_stride", l.v_token_stride(), element, true));
+  return CheckStride("v_channel_stride", l.v_channel_stride(), element, true);
+}
+
+struct ChunkBounds {
+  uint64_t chunk_bytes = 0;
+  uint64_t memory_bytes = 0;
+  uint64_t element_bytes = 0;
+};
+
+absl::Status CheckChunk(absl::string_view field, uint64_t offset, const ChunkBounds& bounds) {
+  if (offset % bounds.element_bytes != 0) {
+    return BadField(
+        field, offset,
+        absl::StrCat("must be a multiple of the element's ", bounds.element_bytes, " bytes"));
+  }
+  if (bounds.chunk_bytes <= bounds.memory_bytes &&
+      offset <= bounds.memory_bytes - bounds.chunk_bytes) {
+    return absl::OkStatus();
+  }
+  return BadField(field, offset,
+                  absl::StrCat("a chunk of ", bounds.chunk_bytes,
+                               " bytes does not fit there, the memory has ", bounds.memory_bytes));
+}
+
+absl::Status CheckPlace(absl::string_view name, const wire::BlockPlace& place,
+                        uint32_t tokens_per_chunk, const ChunkBounds& bounds) {
+  const uint32_t last = tokens_per_chunk <= kBlockTokens ? 0 : tokens_per_chunk - kBlockTokens;
+  if (place.first_token() > last || place.first_token() % kBlockTokens != 0) {
+    return BadField(absl::StrCat(name, ".first_token"), place.first_token(),
+                    absl::StrCat("must be a multiple of 64 up to ", last));
+  }
+  const int chunks = static_cast<int>(ChunksOfBlock(tokens_per_chunk, place.first_token()));
+  if (place.chunk_offsets_size() != chunks) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        name, ".chunk_offsets has ", place.chunk_offsets_size(), ": must have ", chunks));
+  }
+  for (int i = 0; i < chunks; ++i) {
+    FQ_RETURN_IF_ERROR(
+        CheckChunk(absl::StrCat(name, ".chunk_offsets[", i, "]"), place.chunk_offsets(i), bounds));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckStoreProfile(int profile) {
+  if (profile >= wire::PROFILE_EXACT && profile <= wire::PROFILE_UNIVERSAL) return absl::OkStatus();
+  return BadField("profile", profile,
+                  "must be EXACT (1), NEAR_LOSSLESS (2), COMPACT (3) or UNIVERSAL (4)");
+}
+
+absl::Status CheckPrecedingKeys(const wire::StoreRequest& request) {
+  const size_t bytes = request.preceding_keys().size();
+  FQ_RETURN_IF_ERROR(CheckLength("preceding_keys", bytes, 0, 2 * kKeyBytes));
+  if (bytes % kKeyBytes != 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("preceding_keys has ", bytes, " bytes: must have 32 per block"));
+  }
+  if (bytes / kKeyBytes <= request.first_block_index()) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat("preceding_keys has ", bytes / kKeyBytes,
+                                                 " keys: first_block_index is ",
+                                                 request.first_block_index()));
+}
+
+absl::Status CheckPayload(const wire::StoreRequest& request, const RequestLimits& limits) {
+  const size_t bytes = request.payload().size();
+  if (request.pages().segment_id() != 0 && bytes != 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "payload has ", bytes,
+        " bytes: must be empty with pages.segment_id = ", request.pages().segment_id()));
+  }
+  if (bytes <= limits.max_inline_bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("payload: ", bytes, " bytes, max-inline-bytes is ", limits.max_inline_bytes));
+}
+
+absl::Status CheckLeasedRange(const wire::LoadRequest& request, size_t leased_blocks) {
+  const uint64_t end = uint64_t{request.first_block()} + request.block_count();
+  if (request.block_count() != 0 && end <= leased_blocks) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "first_block = ", request.first_block(), ", block_count = ", request.block_count(),
+      ": must be at least one block within the ", leased_blocks, " leased"));
+}
+
+absl::Status CheckInlineLoad(const wire::LoadRequest& request, const SlabShape& shape,
+                             const RequestLimits& limits) {
+  const uint64_t bytes =
+      DenseBlockBytes(shape);  // encoded blocks are checked when their size is known
+  if (request.block_count() <= limits.max_inline_bytes / bytes) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat("block_count = ", request.block_count(), " of ",
+                                                   bytes, " bytes inline: max-inline-bytes is ",
+                                                   limits.max_inline_bytes));
+}
+
+}  // namespace
+
+absl::Status CheckPages(const wire::Pages& pages, size_t blocks, const SlabShape& shape,
+                        uint64_t memory_bytes) {
+  if (!pages.has_layout()) return absl::InvalidArgumentError("pages.layout: required");
+  FQ_RETURN_IF_ERROR(CheckLayout(pages.layout(), shape));
+  if (static_cast<size_t>(pages.places_size()) != blocks) {
+    return absl::InvalidArgumentError(absl::StrCat("pages.places has ", pages.places_size(),
+                                                   ": must have one for each of ", blocks,
+                                                   " blocks"));
+  }
+  ChunkBounds bounds;
+  bounds.memory_bytes = memory_bytes;
+  bounds.element_bytes = static_cast<uint64_t>(ElementBytes(shape.dtype));
+  FQ_ASSIGN_OR_RETURN(bounds.chunk_bytes, ChunkBytes(ToLayout(pages.layout()), shape));
+  for (int i = 0; i < pages.places_size(); ++i) {
+    FQ_RETURN_IF_ERROR(CheckPlace(absl::StrCat("pages.places[", i, "]"), pages.places(i),
+                                  pages.layout().tokens_per_chunk(), bounds));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckStore(const wire::StoreRequest& request, const SlabShape& shape,
+                        uint64_t memory_bytes, const RequestLimits& limits) {
+  FQ_RETURN_IF_ERROR(CheckStoreProfile(request.profile()));
+  FQ_RETURN_IF_ERROR(CheckKeys(request.keys(), limits));
+  const size_t blocks = request.keys().size() / kKeyBytes;
+  FQ_RETURN_IF_ERROR(CheckRange("first_block_index", request.first_block_index(), 0,
+                                UINT32_MAX - static_cast<uint32_t>(blocks)));
+  FQ_RETURN_IF_ERROR(CheckPrecedingKeys(request));
+  if (!request.has_pages()) return absl::InvalidArgumentError("pages: required");
+  FQ_RETURN_IF_ERROR(CheckPayload(request, limits));
+  return CheckPages(request.pages(), blocks, shape, memory_bytes);
+}
+
+absl::Status CheckLookup(const wire::LookupRequest& request, const RequestLimits& limits) {
+  FQ_RETURN_IF_ERROR(CheckKeys(request.keys(), limits));
+  return CheckFloor(request.min_profile());
+}
+
+absl::Status CheckLoad(const wire::LoadRequest& request, const SlabShape& shape,
+                       size_t leased_blocks, const RequestLimits& limits) {
+  FQ_RETURN_IF_ERROR(CheckFloor(request.min_profile()));
+  FQ_RETURN_IF_ERROR(CheckBlockCount("block_count", request.block_count(), limits));
+  FQ_RETURN_IF_ERROR(CheckLeasedRange(request, leased_blocks));
+  if (!request.has_pages()) {
+    return request.encoded() ? absl::OkStatus() : CheckInlineLoad(request, shape, limits);
+  }
+  if (request.encoded()) return absl::InvalidArgumentError("encoded = true: pages must be unset");
+  if (request.pages().segment_id() != 0) return absl::OkStatus();
+  return BadField("pages.segment_id", 0, "leave pages unset for an inline load");
+}
+
+absl::Status CheckAttend(const wire::AttendRequest& request, const SlabShape& shape,
+                         size_t leased_blocks, const RequestLimits& limits) {
+  FQ_RETURN_IF_ERROR(CheckRange("layer", request.layer(), shape.layer_begin, shape.layer_end - 1u));
+  FQ_RETURN_IF_ERROR(CheckBlockCount("block_count", request.block_count(), limits));
+  FQ_RETURN_IF_ERROR(CheckRange("block_count", request.block_count(), 1, leased_blocks));
+  FQ_RETURN_IF_ERROR(
+      CheckRange("q_heads_per_kv_head", request.q_heads_per_kv_head(), 1, kMaxQueryHeads));
+  if (!std::isfinite(request.scale()) || request.scale() <= 0) {
+    return BadField("scale", request.scale(), "must be finite and above 0");
+  }
+  const size_t floats =
+      static_cast<size_t>(shape.heads()) * request.q_heads_per_kv_head() * shape.head_size;
+  return CheckLength("q", request.q().size(), floats * sizeof(float), floats * sizeof(float));
+}
+
+absl::Status CheckRelease(const wire::ReleaseRequest& request, size_t max_leases) {
+  if (static_cast<size_t>(request.lease_ids_size()) > max_leases) {
+    return absl::ResourceExhaustedError(absl::StrCat("lease_ids has ", request.lease_ids_size(),
+                                                     ", max-leases-per-session is ", max_leases));
+  }
+  for (int i = 0; i < request.lease_ids_size(); ++i) {
+    FQ_RETURN_IF_ERROR(CheckId(absl::StrCat("lease_ids[", i, "]"), request.lease_ids(i)));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace fq

@@ -1,0 +1,216 @@
+#include "server/segment_socket.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <optional>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+
+namespace fq {
+namespace {
+
+constexpr size_t kRequestBytes = 32;
+constexpr size_t kMaxDescriptors = 8;  // the kernel closes what exceeds them
+constexpr size_t kMaxConnections = 256;
+constexpr std::chrono::milliseconds kAcceptPause{10};  // when descriptors run out
+enum Operation : uint32_t { kRegister = 1, kUnregister = 2 };
+
+struct Packet {
+  size_t bytes = 0;
+  std::byte data[kRequestBytes + 1] = {};  // one more, to see a packet that is too long
+  std::vector<OwnedFd> descriptors;
+};
+
+struct Request {
+  RandomId session_id{};
+  uint32_t operation = 0;
+  uint32_t segment_id = 0;
+  uint64_t segment_bytes = 0;
+};
+
+absl::Status SystemError(absl::string_view what, const std::string& path) {
+  return absl::UnavailableError(absl::StrCat(path, ": ", what, ": ", strerror(errno)));
+}
+
+void TakeDescriptors(msghdr& header, std::vector<OwnedFd>& descriptors) {
+  for (cmsghdr* c = CMSG_FIRSTHDR(&header); c != nullptr; c = CMSG_NXTHDR(&header, c)) {
+    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+    for (size_t at = CMSG_LEN(0); at + sizeof(int) <= c->cmsg_len; at += sizeof(int)) {
+      int fd = -1;
+      std::memcpy(&fd, reinterpret_cast<const std::byte*>(c) + at, sizeof(fd));
+      descriptors.emplace_back(fd);
+    }
+  }
+}
+
+// Nothing when the peer has gone.
+std::optional<Packet> Receive(int connection) {
+  Packet packet;
+  alignas(cmsghdr) char control[CMSG_SPACE(kMaxDescriptors * sizeof(int))];
+  iovec data{packet.data, sizeof(packet.data)};
+  msghdr header{};
+  header.msg_iov = &data;
+  header.msg_iovlen = 1;
+  header.msg_control = control;
+  header.msg_controllen = sizeof(control);
+  ssize_t bytes = recvmsg(connection, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
+  if (bytes <= 0) return std::nullopt;
+  packet.bytes = static_cast<size_t>(bytes);
+  TakeDescriptors(header, packet.descriptors);
+  return packet;
+}
+
+absl::StatusOr<Request> Parse(const Packet& packet) {
+  if (packet.bytes != kRequestBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("packet of ", packet.bytes,
+                                                   packet.bytes > kRequestBytes ? " or more" : "",
+                                                   " bytes: must have ", kRequestBytes));
+  }
+  Request request;
+  std::memcpy(request.session_id.data(), packet.data, 16);
+  std::memcpy(&request.operation, packet.data + 16, 4);
+  std::memcpy(&request.segment_id, packet.data + 20, 4);
+  std::memcpy(&request.segment_bytes, packet.data + 24, 8);
+  return request;
+}
+
+absl::Status CheckRequest(const Request& request, size_t descriptors) {
+  auto bad = [](absl::string_view field, uint64_t value, absl::string_view rule) {
+    return absl::InvalidArgumentError(absl::StrCat(field, " = ", value, ": ", rule));
+  };
+  if (request.operation != kRegister && request.operation != kUnregister) {
+    return bad("operation", request.operation, "must be 1 (register) or 2 (unregister)");
+  }
+  const bool registers = request.operation == kRegister;
+  if (descriptors != (registers ? 1u : 0u)) {
+    return bad("descriptors", descriptors, registers ? "must be 1 to register" : "must be 0");
+  }
+  if (registers && request.segment_id != 0) {
+    return bad("segment id", request.segment_id, "must be 0 to register");
+  }
+  if (!registers && request.segment_bytes != 0) {
+    return bad("bytes", request.segment_bytes, "must be 0 to unregister");
+  }
+  return absl::OkStatus();
+}
+
+// The id of the segment that the request was about.
+absl::StatusOr<uint32_t> Perform(SessionRegistry& sessions, const Packet& packet) {
+  FQ_ASSIGN_OR_RETURN(Request request, Parse(packet));
+  FQ_RETURN_IF_ERROR(CheckRequest(request, packet.descriptors.size()));
+  FQ_ASSIGN_OR_RETURN(auto session, sessions.Find(request.session_id));
+  if (request.operation == kRegister) {
+    return session->segments.Register(packet.descriptors[0], request.segment_bytes);
+  }
+  FQ_RETURN_IF_ERROR(session->segments.Unregister(request.segment_id));
+  return request.segment_id;
+}
+
+const char* OperationName(const Packet& packet) {
+  absl::StatusOr<Request> request = Parse(packet);
+  if (!request.ok()) return "other";
+  if (request->operation == kRegister) return "register";
+  return request->operation == kUnregister ? "unregister" : "other";
+}
+
+bool Reply(int connection, const absl::StatusOr<uint32_t>& result) {
+  const uint32_t code = static_cast<uint32_t>(result.status().code());
+  const uint32_t id = result.ok() ? *result : 0;
+  std::string packet(8, '\0');
+  std::memcpy(packet.data(), &code, 4);
+  std::memcpy(packet.data() + 4, &id, 4);
+  packet.append(result.status().message().data(), result.status().message().size());
+  return send(connection, packet.data(), packet.size(), MSG_NOSIGNAL | MSG_DONTWAIT) ==
+         static_cast<ssize_t>(packet.size());
+}
+
+bool IsAllowed(int connection, uint32_t mode) {
+  ucred peer{};
+  socklen_t bytes = sizeof(peer);
+  if (getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0) return false;
+  return peer.uid == geteuid() || peer.uid == 0 || (mode & 022) != 0;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<SegmentSocket>> SegmentSocket::Start(const Setup& setup) {
+  OwnedFd listener(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  OwnedFd stop(eventfd(0, EFD_CLOEXEC));
+  if (listener.get() < 0 || stop.get() < 0) return SystemError("socket", setup.path);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (setup.path.size() >= sizeof(address.sun_path)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        setup.path, " has ", setup.path.size(), " bytes: at most ", sizeof(address.sun_path) - 1));
+  }
+  std::memcpy(address.sun_path, setup.path.data(), setup.path.size());
+  if (bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
+    return SystemError("bind", setup.path);
+  }
+  if (chmod(setup.path.c_str(), setup.mode) != 0) return SystemError("chmod", setup.path);
+  if (listen(listener.get(), SOMAXCONN) != 0) return SystemError("listen", setup.path);
+  return std::unique_ptr<SegmentSocket>(
+      new SegmentSocket(setup, std::move(listener), std::move(stop)));
+}
+
+SegmentSocket::SegmentSocket(const Setup& setup, OwnedFd listener, OwnedFd stop)
+    : setup_(setup), listener_(std::move(listener)), stop_(std::move(stop)) {
+  thread_ = std::thread([this] { Serve(); });
+}
+
+SegmentSocket::~SegmentSocket() {
+  const uint64_t one = 1;
+  while (write(stop_.get(), &one, sizeof(one)) < 0 && errno == EINTR) {
+  }
+  thread_.join();
+  unlink(setup_.path.c_str());
+}
+
+void SegmentSocket::Serve() {
+  std::vector<pollfd> polled;
+  for (;;) {
+    polled = {{stop_.get(), POLLIN, 0}, {listener_.get(), POLLIN, 0}};
+    for (const OwnedFd& connection : connections_) polled.push_back({connection.get(), POLLIN, 0});
+    if (poll(polled.data(), polled.size(), -1) < 0) continue;  // a signal
+    if (polled[0].revents != 0) return;
+    for (size_t i = connections_.size(); i-- > 0;) {
+      if (polled[i + 2].revents == 0 || Answer(connections_[i])) continue;
+      std::swap(connections_[i], connections_.back());
+      connections_.pop_back();
+    }
+    if (polled[1].revents != 0) Accept();
+  }
+}
+
+void SegmentSocket::Accept() {
+  OwnedFd connection(accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+  if (connection.get() < 0) {
+    if (errno == EMFILE || errno == ENFILE) std::this_thread::sleep_for(kAcceptPause);
+    return;
+  }
+  if (connections_.size() >= kMaxConnections || !IsAllowed(connection.get(), setup_.mode)) return;
+  connections_.push_back(std::move(connection));
+}
+
+// False when the connection is over.
+bool SegmentSocket::Answer(const OwnedFd& connection) {
+  std::optional<Packet> packet = Receive(connection.get());
+  if (!packet.has_value()) return false;
+  absl::StatusOr<uint32_t> result = Perform(*setup_.sessions, *packet);
+  setup_.metrics->Add(Metric::kSegmentRequests,
+                      {OperationName(*packet), result.ok() ? "ok" : "refused"}, 1);
+  return Reply(connection.get(), result);
+}
+
+}  // namespace fq

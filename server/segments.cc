@@ -1,0 +1,110 @@
+#include "server/segments.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+
+namespace fq {
+namespace {
+
+absl::Status CheckSeals(int fd) {
+  int seals = fcntl(fd, F_GET_SEALS);
+  if (seals < 0) return absl::InvalidArgumentError("descriptor: not a memfd (it has no seals)");
+  if ((seals & F_SEAL_SHRINK) == 0) {
+    return absl::InvalidArgumentError("descriptor: F_SEAL_SHRINK is missing");
+  }
+  if ((seals & F_SEAL_GROW) == 0) {
+    return absl::InvalidArgumentError("descriptor: F_SEAL_GROW is missing");
+  }
+  if ((seals & F_SEAL_WRITE) != 0) {
+    return absl::InvalidArgumentError("descriptor: F_SEAL_WRITE is set, loads could not write");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckSize(int fd, uint64_t bytes) {
+  struct stat info {};
+  if (fstat(fd, &info) != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("descriptor: fstat: ", strerror(errno)));
+  }
+  if (bytes != 0 && static_cast<uint64_t>(info.st_size) == bytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("bytes = ", bytes, ": the descriptor has ", info.st_size));
+}
+
+}  // namespace
+
+OwnedFd& OwnedFd::operator=(OwnedFd&& other) noexcept {
+  std::swap(fd_, other.fd_);
+  return *this;
+}
+
+OwnedFd::~OwnedFd() {
+  if (fd_ >= 0) close(fd_);
+}
+
+absl::StatusOr<std::shared_ptr<const Segment>> Segment::Map(const OwnedFd& fd, uint64_t bytes) {
+  FQ_RETURN_IF_ERROR(CheckSeals(fd.get()));  // before the size: sealed, it can no longer change
+  FQ_RETURN_IF_ERROR(CheckSize(fd.get(), bytes));
+  void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  if (at == MAP_FAILED) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("bytes = ", bytes, ": mmap: ", strerror(errno)));
+  }
+  auto memory = absl::MakeSpan(static_cast<std::byte*>(at), static_cast<size_t>(bytes));
+  return std::shared_ptr<const Segment>(new Segment(memory));
+}
+
+Segment::~Segment() { munmap(memory_.data(), memory_.size()); }
+
+absl::StatusOr<uint32_t> SegmentTable::Register(const OwnedFd& fd, uint64_t bytes) {
+  if (bytes > limits_.max_segment_bytes) {
+    return absl::ResourceExhaustedError(absl::StrCat("max-segment-bytes: the segment has ", bytes,
+                                                     ", at most ", limits_.max_segment_bytes));
+  }
+  absl::MutexLock lock(&mutex_);
+  if (closed_) return absl::UnauthenticatedError("session_id: the session has ended");
+  if (segments_.size() >= limits_.max_segments) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "max-segments: the session has ", segments_.size(), ", at most ", limits_.max_segments));
+  }
+  FQ_ASSIGN_OR_RETURN(auto segment, Segment::Map(fd, bytes));
+  segments_.emplace(++last_id_, std::move(segment));
+  return last_id_;
+}
+
+absl::Status SegmentTable::Unregister(uint32_t id) {
+  std::shared_ptr<const Segment> segment = Find(id);  // unmapped after the lock
+  absl::MutexLock lock(&mutex_);
+  if (segments_.erase(id) == 1) return absl::OkStatus();
+  return absl::NotFoundError(
+      absl::StrCat("segment_id = ", id, ": the session has none of that id"));
+}
+
+std::shared_ptr<const Segment> SegmentTable::Find(uint32_t id) const {
+  absl::MutexLock lock(&mutex_);
+  auto it = segments_.find(id);
+  return it == segments_.end() ? nullptr : it->second;
+}
+
+void SegmentTable::Close() {
+  std::map<uint32_t, std::shared_ptr<const Segment>> all;
+  absl::MutexLock lock(&mutex_);
+  closed_ = true;
+  all.swap(segments_);
+}
+
+size_t SegmentTable::size() const {
+  absl::MutexLock lock(&mutex_);
+  return segments_.size();
+}
+
+}  // namespace fq

@@ -1,0 +1,79 @@
+// Memory segments that clients of this host share with the node (proto/segment_socket.md). A
+// mapping lives as long as its session's table or a running call holds it. Thread-safe.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
+
+namespace fq {
+
+// Closes a descriptor.
+class OwnedFd {
+ public:
+  explicit OwnedFd(int fd) : fd_(fd) {}
+  OwnedFd(OwnedFd&& other) noexcept : fd_(other.fd_) { other.fd_ = -1; }
+  OwnedFd& operator=(OwnedFd&& other) noexcept;
+  ~OwnedFd();
+  int get() const { return fd_; }
+
+ private:
+  int fd_;
+};
+
+// A mapped memfd that cannot shrink. Its owner may write to it at any time: read each value once.
+class Segment {
+ public:
+  // Checks that `fd` is a memfd with F_SEAL_SHRINK and F_SEAL_GROW, without F_SEAL_WRITE, of
+  // exactly `bytes`; maps it. InvalidArgument names what differs.
+  static absl::StatusOr<std::shared_ptr<const Segment>> Map(const OwnedFd& fd, uint64_t bytes);
+  ~Segment();
+  Segment(const Segment&) = delete;
+  Segment& operator=(const Segment&) = delete;
+
+  absl::Span<std::byte> memory() const { return memory_; }  // [bytes]
+
+ private:
+  explicit Segment(absl::Span<std::byte> memory) : memory_(memory) {}
+  const absl::Span<std::byte> memory_;
+};
+
+struct SegmentLimits {
+  uint32_t max_segments = 16;
+  uint64_t max_segment_bytes = uint64_t{64} << 30;
+};
+
+// Segments of one session.
+class SegmentTable {
+ public:
+  explicit SegmentTable(SegmentLimits limits) : limits_(limits) {}
+
+  // Returns the new id, from 1, never used again. ResourceExhausted names the limit;
+  // InvalidArgument as Segment::Map.
+  absl::StatusOr<uint32_t> Register(const OwnedFd& fd, uint64_t bytes);
+
+  // NotFound when there is none of that id.
+  absl::Status Unregister(uint32_t id);
+
+  // Null when there is none of that id.
+  std::shared_ptr<const Segment> Find(uint32_t id) const;
+
+  // Unmaps all and takes no more.
+  void Close();
+  size_t size() const;
+
+ private:
+  const SegmentLimits limits_;
+  mutable absl::Mutex mutex_;
+  std::map<uint32_t, std::shared_ptr<const Segment>> segments_ ABSL_GUARDED_BY(mutex_);
+  uint32_t last_id_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool closed_ ABSL_GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace fq

@@ -1,0 +1,44 @@
+// The threads that encode and decode, and the one queue before them. All methods thread-safe.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <thread>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+
+namespace fq {
+
+class WorkerPool {
+ public:
+  WorkerPool(uint32_t workers, uint32_t queue_depth);
+  ~WorkerPool();  // after the queued jobs have run
+
+  // Queues a job. ResourceExhausted, with retry-after, when `queue_depth` jobs wait already.
+  absl::Status Submit(std::function<void()> job);
+
+  // Calls work(0..count-1), each once, on the calling thread and on idle workers; returns when all
+  // have returned. Stops handing out indices at the first error and returns that. Never waits for a
+  // worker that has not begun.
+  absl::Status ForEach(size_t count, const std::function<absl::Status(size_t)>& work);
+
+  uint32_t workers() const { return static_cast<uint32_t>(threads_.size()); }
+  size_t queued() const;
+
+ private:
+  void Run();
+  void Help(size_t helpers, const std::function<void()>& job);
+
+  const uint32_t queue_depth_;
+  mutable absl::Mutex mutex_;
+  std::deque<std::function<void()>> queue_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace fq
