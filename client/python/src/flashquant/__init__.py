@@ -1,3 +1,3 @@
-"""FlashQuant: client of the KV-cache node, vLLM connector, calibration. Importing it opens nothing."""
+"""FlashQuant: client of the KV-cache node, vLLM connector, calibration. Import opens nothing."""
 
 __version__ = "0.1.0"

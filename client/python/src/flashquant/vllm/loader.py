@@ -74,19 +74,24 @@ class Loader:
         reached, going = begin, True
         while running or (todo and going):
             while todo and going and len(running) < PIECES_IN_FLIGHT:
-                piece = self._start(staging, match, todo.popleft())
-                going = piece is not None and not self._cancelled.is_set()
-                running.extend([piece] if piece else [])
+                piece = self._start(staging, match, todo[0], patient=not running)
+                if piece is None:
+                    going = bool(running)
+                    break
+                running.append(piece)
+                todo.popleft()
             if running:
                 piece = running.popleft()
                 arrived = self._finish(staging, piece, wanted=going)
                 reached += arrived
-                going = going and arrived == piece.placement.blocks
+                going = (going and arrived == piece.placement.blocks
+                         and not self._cancelled.is_set())
         return reached
 
-    def _start(self, staging: Staging, match: Match, placement: Placement) -> Piece | None:
-        """Asks for a piece; None when there is no time or no room for it."""
-        left_s = self._deadline_s - time.monotonic()
+    def _start(self, staging: Staging, match: Match, placement: Placement,
+               patient: bool) -> Piece | None:
+        """Asks for a piece; None when there is no buffer for it (patient: until the deadline)."""
+        left_s = self._deadline_s - time.monotonic() if patient else 0.0
         buffer = staging.take_load_buffer(left_s)
         if buffer is None:
             return None

@@ -1,4 +1,4 @@
-"""What loader and saver share: the engine's cache, its packing, and the staging of the live link."""
+"""What loader and saver share: the engine's cache, its packing, the staging of the live link."""
 
 import logging
 import threading

@@ -14,6 +14,7 @@ import torch
 from flashquant.link import Link
 from flashquant.vllm.cache_view import WORD, WORD_BYTES, CacheView
 
+LOAD_BUFFERS = 4        # or more, where the segment has room for as many
 PIECE_BYTES = 12 << 20  # of a load: small enough to stay in the cache between node and engine
 
 
@@ -78,7 +79,7 @@ class Staging:
         if block_bytes > half:
             raise ValueError(f"FlashQuant: staging_bytes {segment.size} is less than two blocks "
                              f"of {block_bytes} bytes")
-        units = max(1, min(PIECE_BYTES, half) // block_bytes)
+        units = max(1, min(PIECE_BYTES, half // LOAD_BUFFERS) // block_bytes)
         self.load_blocks = units * blocks_of_unit  # of one load buffer
         self.save_blocks = half // block_bytes * blocks_of_unit  # that the ring can hold at most
         self.ring = SaveRing(half, 2 * half)
