@@ -148,8 +148,7 @@ class RowCodec:
         """u [T, d] -> pages of base and of refinement; rows where `blank` [T] are coded as 0."""
         u = torch.where(blank[:, None], 0.0, u)
         base = self.base.encode(u)
-        residual = (u - self.base.decode(base)) / self.sd
-        return base, self.refinement.encode(torch.where(blank[:, None], 0.0, residual))
+        return base, self.refinement.encode((u - self.base.decode(base)) * (1 / self.sd))
 
     def values(self, base: Tensor, refinement: Tensor | None) -> Tensor:
         """Pages -> coded-domain values [T, d] FP32, bit for bit."""
@@ -284,17 +283,17 @@ def hadamard(size: int) -> Tensor:
 
 
 def universal_codes(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows [T, d] -> (level index [T, d] int64, norm [T, 1] FP16) of section 6."""
+    """Rows [..., d] -> (level index [..., d] int64, norm [..., 1] FP16) of section 6."""
     x = _without_nan(x)
     norm = x.pow(2).mean(-1, keepdim=True).sqrt().clamp(SMALLEST_NORM, LARGEST).half()
-    turned = (x / norm.float()) @ hadamard(x.shape[1])
+    turned = (x / norm.float()) @ hadamard(x.shape[-1])
     between = (LEVELS[1:] + LEVELS[:-1]) / 2
     return torch.bucketize(turned, between), norm
 
 
 def universal_rows(codes: Tensor, norm: Tensor) -> Tensor:
-    """Inverse of `universal_codes`, FP32 [T, d]."""
-    return (LEVELS[codes] @ hadamard(codes.shape[1])) * norm.float()
+    """Inverse of `universal_codes`, FP32 [..., d]."""
+    return (LEVELS[codes] @ hadamard(codes.shape[-1])) * norm.float()
 
 
 def encode_universal(k: Tensor, v: Tensor, sink: bool) -> Page:

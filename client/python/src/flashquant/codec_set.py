@@ -160,10 +160,11 @@ def _check_header(data: bytes) -> tuple[int, bytes]:
     """Bytes of the JSON text, and the id."""
     if len(data) < HEADER.size:
         raise CodecSetError(f"bytes of the file: found {len(data)}, expected >= {HEADER.size}")
-    magic, version, size, json_bytes, digest, _ = HEADER.unpack_from(data)
+    magic, version, size, json_bytes, digest, reserved = HEADER.unpack_from(data)
     _expect("magic", magic, MAGIC)
     _expect("version", version, VERSION)
     _expect("bytes of the file", len(data), size)
+    _expect("reserved field", reserved, 0)
     if json_bytes > size - HEADER.size:
         raise CodecSetError(f"bytes of the JSON text: found {json_bytes}, "
                             f"expected <= {size - HEADER.size}")
