@@ -53,8 +53,12 @@ FQ_HD inline float Refined(float base, float refinement, float sd) {
   return fmaf(sd, refinement, base);
 }
 
-// Scale of an int8 row from the largest magnitude in it.
-FQ_HD inline float SinkScale(float abs_max) { return abs_max == 0.0f ? 1.0f : abs_max / 127.0f; }
+// Scale of an int8 row from the largest magnitude in it; 1 where it would be 0, so that 0 / scale
+// is 0.
+FQ_HD inline float SinkScale(float abs_max) {
+  const float scale = abs_max / 127.0f;
+  return scale == 0.0f ? 1.0f : scale;
+}
 
 FQ_HD inline int8_t SinkCode(float value, float scale) {
   return static_cast<int8_t>(rintf(Clamp(value / scale, 127.0f)));

@@ -78,12 +78,8 @@ void EncodeUniversalSide(const Primitives& primitives, const Backend::Context& c
                          const EncodeTask& task, Side side) {
   const int d = context.head_size;
   alignas(64) float x[kMatrix];
-  RowRange range{context.dtype, d, 0, task.tokens};
-  primitives.load_rows(RowsOf(task.source, side), range, x);
-  if (task.sink) {
-    EncodeSinkRows(side, d, x, task.primary + UniversalPageBytes(d));
-    for (int c = 0; c < d; ++c) std::fill_n(x + c * kPageTokens, kSinkRows, 0.0f);
-  }
+  primitives.load_rows(RowsOf(task.source, side), {context.dtype, d, 0, task.tokens}, x);
+  if (task.sink) EncodeSinkRows(side, d, x, task.primary + UniversalPageBytes(d));
   EncodeUniversalRows(side, d, x, task.primary);
 }
 
