@@ -1,6 +1,7 @@
 #include "server/options.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <fstream>
 #include <map>
 #include <sstream>
@@ -14,6 +15,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
 #include "kernels/base/status_macros.h"
+#include "server/byte_size.h"
 #include "server/host_port.h"
 
 namespace fq {
@@ -35,7 +37,8 @@ void ForEachOption(O& o, Visitor&& visit) {
         "PEM roots: clients must show a certificate; it names their tenant");
   visit("metrics-listen", o.metrics_listen, "host:port for Prometheus, /metrics; empty: none");
   visit("tenant", o.tenant, "tenant of local callers");
-  visit("codec-set", o.codec_sets, "codec-set file (.fqcs); may be repeated");
+  visit("codec-set", o.codec_sets,
+        "codec-set file (.fqcs); may be repeated, or a list with commas");
   visit("host-bytes", o.host_bytes, "memory for slabs, e.g. 4GiB");
   visit("workers", o.workers, "threads that encode and decode; 0: one per processor");
   visit("queue-depth", o.queue_depth, "calls that may wait for a worker");
@@ -72,13 +75,23 @@ class OptionAdder {
   }
   void operator()(const std::string& name, std::vector<std::string>& field,
                   const char* help) const {
-    app_.add_option("--" + name, field, Help(name, help))->expected(1, 1 << 10);
+    app_.add_option("--" + name, field, Help(name, help))->delimiter(',')->take_all();
   }
   void operator()(const std::string& name, uint32_t& field, const char* help) const {
     Finish(app_.add_option("--" + name, field, help), name);
   }
   void operator()(const std::string& name, uint64_t& field, const char* help) const {
-    Finish(app_.add_option("--" + name, field, help)->transform(CLI::AsSizeValue(true)), name);
+    auto parse = [name, &field](const std::string& text) {
+      absl::StatusOr<uint64_t> bytes = ParseByteSize(text);
+      if (!bytes.ok()) {
+        throw CLI::ValidationError("--" + name, "= " + std::string(bytes.status().message()));
+      }
+      field = *bytes;
+    };
+    Finish(app_.add_option_function<std::string>("--" + name, parse, help)
+               ->default_str(absl::StrCat(field))
+               ->type_name("SIZE"),
+           name);
   }
 
  private:
@@ -87,7 +100,8 @@ class OptionAdder {
   }
   void Finish(CLI::Option* option, const std::string& name) const {
     option->description(Help(name, option->get_description().c_str()));
-    option->take_last()->capture_default_str();
+    option->take_last();
+    if (option->get_default_str().empty()) option->capture_default_str();
   }
   CLI::App& app_;
 };
@@ -183,7 +197,21 @@ absl::StatusOr<std::vector<std::string>> MergeLayers(absl::Span<const std::strin
   return merged;
 }
 
-absl::Status Parse(CLI::App& app, std::vector<std::string> args, CommandLine& result) {
+// `--name=` as two arguments: CLI11 would take the next option for its value.
+std::vector<std::string> WithEmptyValues(absl::Span<const std::string> args) {
+  std::vector<std::string> result;
+  for (const std::string& arg : args) {
+    if (arg.rfind("--", 0) == 0 && arg.find('=') == arg.size() - 1) {
+      result.insert(result.end(), {arg.substr(0, arg.size() - 1), ""});
+    } else {
+      result.push_back(arg);
+    }
+  }
+  return result;
+}
+
+absl::Status Parse(CLI::App& app, absl::Span<const std::string> merged, CommandLine& result) {
+  std::vector<std::string> args = WithEmptyValues(merged);
   std::reverse(args.begin(), args.end());  // what CLI11 expects of a vector
   try {
     app.parse(std::move(args));
@@ -320,8 +348,10 @@ absl::StatusOr<CommandLine> ParseCommandLine(absl::Span<const std::string> args,
   app.add_option("--config", config, "file of `option = value` lines [FQ_CONFIG]")->take_last();
   ForEachOption(result.options, OptionAdder(app));
   FQ_ASSIGN_OR_RETURN(std::vector<std::string> merged, MergeLayers(args, environment));
-  FQ_RETURN_IF_ERROR(Parse(app, std::move(merged), result));
+  FQ_RETURN_IF_ERROR(Parse(app, merged, result));
   if (result.action == CommandLine::Action::kPrintText) return result;
+  auto& sets = result.options.codec_sets;
+  sets.erase(std::remove(sets.begin(), sets.end(), ""), sets.end());
   FQ_RETURN_IF_ERROR(CheckOptions(result.options));
   if (print_config) result.action = CommandLine::Action::kPrintConfig;
   return result;

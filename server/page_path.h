@@ -117,6 +117,9 @@ class PagePath {
 
  private:
   absl::StatusOr<BlockOutcome> StoreBlock(const SlabSpace& space, const StoreCall& call, size_t i);
+  // Makes the first block of a chain the most recently used, so that chains are evicted from their
+  // end: a block is of no use without those before it.
+  void TouchBackwards(const SlabSpace& space, absl::Span<const BlockKey> keys);
   void DropRefinementsBehindTail(const SlabSpace& space, const StoreCall& call,
                                  absl::Span<const BlockOutcome> outcomes);
   BlockOutcome LoadBlock(const SlabSpace& space, const LeasedBlocks& blocks, size_t i,

@@ -93,6 +93,7 @@ LookupResult PagePath::Lookup(const SlabSpace& space, const LookupCall& call) {
     result.profiles.push_back(delivered);
     result.pins.push_back(std::move(pin));
   }
+  TouchBackwards(space, absl::MakeConstSpan(call.keys).first(result.pins.size()));
   result.usable_blocks = UsableBlocks(result.profiles);
   for (size_t i = 0; i < result.usable_blocks; ++i) result.load_bytes += CodedBytes(result.pins[i]);
   const double rate = decode_rate_.bytes_per_second();

@@ -52,12 +52,17 @@ absl::StatusOr<std::vector<BlockOutcome>> PagePath::StoreBlocks(const CallContex
                                                                 const SlabSpace& space,
                                                                 const StoreCall& call) {
   std::vector<BlockOutcome> outcomes(call.keys.size(), BlockOutcome::kFull);
-  FQ_RETURN_IF_ERROR(workers_->ForEach(call.keys.size(), [&](size_t i) -> absl::Status {
-    FQ_RETURN_IF_ERROR(context.Check());
-    FQ_ASSIGN_OR_RETURN(outcomes[i], StoreBlock(space, call, i));
-    return absl::OkStatus();
-  }));
+  {
+    std::vector<Pin> pins(call.keys.size());  // a batch must not evict its own first blocks
+    FQ_RETURN_IF_ERROR(workers_->ForEach(call.keys.size(), [&](size_t i) -> absl::Status {
+      FQ_RETURN_IF_ERROR(context.Check());
+      FQ_ASSIGN_OR_RETURN(outcomes[i], StoreBlock(space, call, i));
+      if (outcomes[i] != BlockOutcome::kFull) pins[i] = store_->Find({space.scope, call.keys[i]});
+      return absl::OkStatus();
+    }));
+  }
   if (call.profile == Profile::kCompact) DropRefinementsBehindTail(space, call, outcomes);
+  TouchBackwards(space, call.keys);
   for (BlockOutcome outcome : outcomes) {
     metrics_->Add(Metric::kBlocksStored, {ProfileName(call.profile), ResultName(outcome)}, 1);
   }
@@ -91,6 +96,10 @@ absl::StatusOr<BlockOutcome> PagePath::StoreBlock(const SlabSpace& space, const 
   metrics_->Add(Metric::kCodedBytes, {"store"},
                 static_cast<double>(primary_bytes + refinement_bytes));
   return BlockOutcome::kOk;
+}
+
+void PagePath::TouchBackwards(const SlabSpace& space, absl::Span<const BlockKey> keys) {
+  for (size_t i = keys.size(); i-- > 0;) store_->Find({space.scope, keys[i]});
 }
 
 void PagePath::DropRefinementsBehindTail(const SlabSpace& space, const StoreCall& call,

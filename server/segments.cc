@@ -19,13 +19,14 @@ absl::Status CheckSeals(int fd) {
   int seals = fcntl(fd, F_GET_SEALS);
   if (seals < 0) return absl::InvalidArgumentError("descriptor: not a memfd (it has no seals)");
   if ((seals & F_SEAL_SHRINK) == 0) {
-    return absl::InvalidArgumentError("descriptor: F_SEAL_SHRINK is missing");
+    return absl::InvalidArgumentError("descriptor: not sealed: F_SEAL_SHRINK is missing");
   }
   if ((seals & F_SEAL_GROW) == 0) {
-    return absl::InvalidArgumentError("descriptor: F_SEAL_GROW is missing");
+    return absl::InvalidArgumentError("descriptor: not sealed: F_SEAL_GROW is missing");
   }
   if ((seals & F_SEAL_WRITE) != 0) {
-    return absl::InvalidArgumentError("descriptor: F_SEAL_WRITE is set, loads could not write");
+    return absl::InvalidArgumentError(
+        "descriptor: sealed with F_SEAL_WRITE: loads could not write");
   }
   return absl::OkStatus();
 }

@@ -2,6 +2,8 @@
 
 #include <grpc/grpc_security_constants.h>
 
+#include <vector>
+
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -12,19 +14,30 @@ namespace {
 constexpr size_t kMaxTenantBytes = 256;
 constexpr char kAnonymous[] = "anonymous";
 
-std::string FirstProperty(const grpc::AuthContext& auth, const char* name) {
-  std::vector<grpc::string_ref> values = auth.FindPropertyValues(name);
-  return values.empty() ? std::string() : std::string(values[0].data(), values[0].size());
+std::vector<std::string> Properties(const grpc::AuthContext& auth, const char* name) {
+  std::vector<std::string> texts;
+  for (grpc::string_ref value : auth.FindPropertyValues(name)) {
+    texts.emplace_back(value.data(), value.size());
+  }
+  return texts;
 }
 
-// Kinds are kept apart, so that a DNS name can never pass for a SPIFFE id of the same text.
+bool Has(const grpc::AuthContext& auth, const char* name) {
+  return !auth.FindPropertyValues(name).empty();
+}
+
+// Empty when the certificate names nobody.
 std::string TenantOfCertificate(const grpc::AuthContext& auth) {
-  std::string spiffe = FirstProperty(auth, GRPC_PEER_SPIFFE_ID_PROPERTY_NAME);
-  if (!spiffe.empty()) return spiffe;
-  std::string dns = FirstProperty(auth, GRPC_PEER_DNS_PROPERTY_NAME);
-  if (!dns.empty()) return absl::StrCat("dns:", dns);
-  std::string common_name = FirstProperty(auth, GRPC_X509_CN_PROPERTY_NAME);
-  return common_name.empty() ? common_name : absl::StrCat("cn:", common_name);
+  for (const std::string& spiffe : Properties(auth, GRPC_PEER_SPIFFE_ID_PROPERTY_NAME))
+    return spiffe;
+  for (const std::string& dns : Properties(auth, GRPC_PEER_DNS_PROPERTY_NAME)) {
+    if (dns != "localhost") return dns;  // every host is that
+  }
+  for (const std::string& common_name : Properties(auth, GRPC_X509_CN_PROPERTY_NAME)) {
+    // Free text in many authorities: it must not pass for a SPIFFE id.
+    if (!absl::StrContains(common_name, "://")) return common_name;
+  }
+  return std::string();
 }
 
 }  // namespace
@@ -33,11 +46,11 @@ absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context,
                                 const std::string& local_tenant) {
   if (absl::StartsWith(context.peer(), "unix:")) return Caller{local_tenant, true};
   std::shared_ptr<const grpc::AuthContext> auth = context.auth_context();
-  if (FirstProperty(*auth, GRPC_TRANSPORT_SECURITY_TYPE_PROPERTY_NAME) !=
-      GRPC_SSL_TRANSPORT_SECURITY_TYPE) {
+  if (Properties(*auth, GRPC_TRANSPORT_SECURITY_TYPE_PROPERTY_NAME) !=
+      std::vector<std::string>{GRPC_SSL_TRANSPORT_SECURITY_TYPE}) {
     return Caller{local_tenant, false};
   }
-  if (FirstProperty(*auth, GRPC_X509_PEM_CERT_PROPERTY_NAME).empty()) {
+  if (!Has(*auth, GRPC_X509_PEM_CERT_PROPERTY_NAME)) {
     return Caller{kAnonymous, false};
   }
   std::string tenant = TenantOfCertificate(*auth);
