@@ -1,0 +1,151 @@
+#include "client/cpp/node_link.h"
+
+#include <grpcpp/client_context.h>
+#include <grpcpp/create_channel.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/security/credentials.h>
+
+#include <utility>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/strings/cord.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
+#include "client/cpp/retry_after.h"
+#include "kernels/base/status_macros.h"
+
+namespace fq::client {
+namespace {
+
+constexpr int kReconnectMsMin = 50;
+constexpr int kReconnectMsMax = 1000;
+
+using Stub = grpc::TemplatedGenericStub<grpc::ByteBuffer, grpc::ByteBuffer>;
+
+// What a call in flight needs. gRPC's callback shares it with the waiting caller, who may leave
+// first.
+struct CallState {
+  grpc::ClientContext context;
+  grpc::ByteBuffer request, reply;
+  absl::Mutex mu;
+  absl::CondVar finished;
+  bool done ABSL_GUARDED_BY(mu) = false;
+  absl::Status status ABSL_GUARDED_BY(mu);
+};
+
+absl::Status FromGrpc(const grpc::Status& status, const grpc::ClientContext& context) {
+  if (status.ok()) return absl::OkStatus();
+  absl::Status result(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
+  const auto& metadata = context.GetServerTrailingMetadata();
+  if (const auto it = metadata.find("retry-after-ms"); it != metadata.end()) {
+    result.SetPayload(kRetryAfterPayload,
+                      absl::Cord(absl::string_view(it->second.data(), it->second.size())));
+  }
+  return result;
+}
+
+absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> CredentialsOf(
+    const ClientOptions& options) {
+  const Tls& tls = options.tls;
+  if (tls.ca.empty() && tls.cert.empty() && tls.key.empty()) {
+    return grpc::InsecureChannelCredentials();
+  }
+  if (absl::StartsWith(options.endpoint, "unix:")) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("endpoint ", options.endpoint, ": TLS is for host:port"));
+  }
+  if (tls.ca.empty() || tls.cert.empty() != tls.key.empty()) {
+    return absl::InvalidArgumentError("tls: needs a ca, and cert and key together");
+  }
+  return grpc::SslCredentials({tls.ca, tls.key, tls.cert});
+}
+
+grpc::ChannelArguments Arguments(const ClientOptions& options) {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));
+  arguments.SetMaxSendMessageSize(static_cast<int>(options.max_message_bytes));
+  arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kReconnectMsMin);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kReconnectMsMin);
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kReconnectMsMax);
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // would read the environment
+  return arguments;
+}
+
+void Start(Stub& stub, const std::string& method, const std::shared_ptr<CallState>& call) {
+  stub.UnaryCall(&call->context, method, {}, &call->request, &call->reply,
+                 [call](const grpc::Status& status) {
+                   absl::MutexLock lock(&call->mu);
+                   call->status = FromGrpc(status, call->context);
+                   call->done = true;
+                   call->finished.SignalAll();
+                 });
+}
+
+absl::Status Wait(CallState& call, absl::Time deadline) {
+  absl::MutexLock lock(&call.mu);
+  while (!call.done) {
+    if (!call.finished.WaitWithDeadline(&call.mu, deadline + kTimerSlack)) continue;
+    if (call.done) break;
+    call.context.TryCancel();
+    return absl::DeadlineExceededError("the node did not answer in time");
+  }
+  return call.status;
+}
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<NodeLink>> NodeLink::Create(const ClientOptions& options) {
+  if (options.endpoint.empty()) {
+    return absl::InvalidArgumentError("endpoint is empty; must be unix:///path or host:port");
+  }
+  if (options.max_message_bytes > INT32_MAX) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "max_message_bytes is ", options.max_message_bytes, ", must be at most ", INT32_MAX));
+  }
+  FQ_ASSIGN_OR_RETURN(auto credentials, CredentialsOf(options));
+  auto channel = grpc::CreateCustomChannel(options.endpoint, credentials, Arguments(options));
+  return std::shared_ptr<NodeLink>(new NodeLink(options, std::move(channel)));
+}
+
+absl::Time NodeLink::DeadlineOf(absl::Duration wanted) const {
+  return absl::Now() + (wanted > absl::ZeroDuration() ? wanted : options_.deadline);
+}
+
+absl::StatusOr<grpc::ByteBuffer> NodeLink::Call(const std::string& method, grpc::ByteBuffer request,
+                                                absl::Time deadline) {
+  FQ_RETURN_IF_ERROR(AskBreaker());
+  auto call = std::make_shared<CallState>();
+  call->request = std::move(request);
+  call->context.set_deadline(absl::ToChronoTime(deadline));
+  Stub stub(channel_);
+  Start(stub, method, call);
+  const absl::Status status = Wait(*call, deadline);
+  Report(status);
+  FQ_RETURN_IF_ERROR(status);
+  return std::move(call->reply);
+}
+
+absl::Status NodeLink::AskBreaker() {
+  if (breaker_.Allow(absl::Now())) return absl::OkStatus();
+  return absl::UnavailableError(absl::StrCat("circuit breaker: ", options_.endpoint, " failed ",
+                                             options_.breaker.failures, " times in a row; waiting ",
+                                             absl::FormatDuration(options_.breaker.open_for)));
+}
+
+void NodeLink::Report(const absl::Status& outcome) {
+  if (NoAnswer(outcome)) {
+    breaker_.Failed(absl::Now());
+  } else {
+    breaker_.Succeeded();
+  }
+}
+
+bool NoAnswer(const absl::Status& status) {
+  return absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ||
+         absl::IsCancelled(status) || absl::IsUnknown(status) || absl::IsInternal(status);
+}
+
+}  // namespace fq::client
