@@ -19,9 +19,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit codes: 0 done, 1 the input does not fit or cannot be read, 2 wrong arguments."""
-    args = _parser().parse_args(arguments)
     try:
+        args = _parser().parse_args(arguments)
         return args.run(args)
+    except ModuleNotFoundError as error:
+        print(f"flashquant: {error}; pip install flashquant[calibrate]", file=sys.stderr)
+        return 1
     except (CodecSetError, OSError, ValueError) as error:
         print(f"flashquant: {error}", file=sys.stderr)
         return 1
