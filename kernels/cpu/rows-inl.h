@@ -26,7 +26,6 @@ using FloatVec = hn::Vec<FloatTag>;
 
 // Rounds to nearest even; NaN becomes the quiet NaN 0x7FC0 with its sign.
 HWY_INLINE void StoreBFloat16(FloatVec value, uint16_t* to) {
-  const FloatTag d;
   const hn::RebindToUnsigned<FloatTag> du;
   const hn::RebindToSigned<FloatTag> di;
   const hn::Rebind<uint16_t, FloatTag> du16;
@@ -34,10 +33,9 @@ HWY_INLINE void StoreBFloat16(FloatVec value, uint16_t* to) {
   const auto odd = hn::And(hn::ShiftRight<16>(bits), hn::Set(du, 1));
   const auto rounded = hn::Add(bits, hn::Add(odd, hn::Set(du, 0x7FFF)));
   const auto quiet = hn::Or(hn::And(bits, hn::Set(du, 0x80000000u)), hn::Set(du, 0x7FC00000u));
-  const auto is_nan = hn::RebindMask(du, hn::Ne(value, value));
+  const auto is_nan = hn::RebindMask(du, hn::IsNaN(value));
   const auto chosen = hn::ShiftRight<16>(hn::IfThenElse(is_nan, quiet, rounded));
   hn::StoreU(hn::DemoteTo(du16, hn::BitCast(di, chosen)), du16, to);
-  (void)d;
 }
 
 HWY_INLINE void NarrowVec(DType dtype, FloatVec value, uint16_t* to) {
@@ -59,7 +57,7 @@ HWY_INLINE FloatVec WidenVec(DType dtype, const uint16_t* from) {
   return hn::PromoteTo(d, hn::LoadU(db, reinterpret_cast<const hwy::bfloat16_t*>(from)));
 }
 
-// Transposes 8 x 8 elements of 16 bits: to[i][j] = from[j][i]; `stride` is between the rows of `to`.
+// Transposes 8 x 8 elements of 16 bits: to[i][to_offset + j] = from[j][offset + i].
 HWY_INLINE void Transpose8x8(const uint16_t* const* from, int offset, uint16_t* const* to,
                              int to_offset) {
   const hn::FixedTag<uint16_t, 8> d16;

@@ -254,24 +254,6 @@ TEST_P(BackendSuite, Encode_RowsBeyondTheTokens_DoNotMatter) {
               Encode(DType::kF32, second, 1, 17, false));
 }
 
-// Softmax attention in double over the rows that the pages decode to.
-inline void AttendReference(const std::vector<double>& k, const std::vector<double>& v, int d,
-                            const float* q, double scale, std::vector<double>* out, double* lse) {
-  const size_t rows = k.size() / d;
-  std::vector<double> scores(rows);
-  double max = -std::numeric_limits<double>::infinity(), sum = 0;
-  for (size_t t = 0; t < rows; ++t) {
-    for (int c = 0; c < d; ++c) scores[t] += scale * q[c] * k[t * d + c];
-    max = std::max(max, scores[t]);
-  }
-  for (double score : scores) sum += std::exp(score - max);
-  *lse = max + std::log(sum);
-  out->assign(d, 0);
-  for (size_t t = 0; t < rows; ++t) {
-    for (int c = 0; c < d; ++c) (*out)[c] += std::exp(scores[t] - *lse) * v[t * d + c];
-  }
-}
-
 TEST_P(BackendSuite, Attend_PagesOfOneHead_MatchesDoubleReference) {
   constexpr int kIndex = 1, kHeads = 5;
   const DType dtype = DType::kF16;
@@ -305,15 +287,13 @@ TEST_P(BackendSuite, Attend_PagesOfOneHead_MatchesDoubleReference) {
   task.pages = pages;
   ASSERT_TRUE(backend().Attend(context(dtype), {task}).ok());
   for (int head = 0; head < kHeads; ++head) {
-    std::vector<double> expected;
-    double expected_lse;
-    AttendReference(k, v, head_size(), &q[head * head_size()], task.scale, &expected,
-                    &expected_lse);
+    const AttendedRow expected =
+        AttendReference(k, v, head_size(), &q[head * head_size()], task.scale);
     // Scores reach about 20, so FP32 leaves 1e-5 of relative error in a weight; outputs are of
     // order 1.
-    EXPECT_NEAR(lse[head], expected_lse, 2e-5 * (1 + std::fabs(expected_lse)));
+    EXPECT_NEAR(lse[head], expected.lse, 2e-5 * (1 + std::fabs(expected.lse)));
     for (int c = 0; c < head_size(); ++c) {
-      EXPECT_NEAR(out[head * head_size() + c], expected[c], 1e-4);
+      EXPECT_NEAR(out[head * head_size() + c], expected.out[c], 1e-4);
     }
   }
 }

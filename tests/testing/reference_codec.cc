@@ -1,8 +1,10 @@
 #include "tests/testing/reference_codec.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "kernels/codec/float_convert.h"
 
@@ -200,6 +202,24 @@ std::vector<double> ReferenceRows(const ReferencePage& page) {
     if (page.sink && page.kind != PageKind::kExact) ReadSinkRows(page, is_key, to);
   }
   return rows;
+}
+
+AttendedRow AttendReference(const std::vector<double>& k, const std::vector<double>& v,
+                            int head_size, const float* q, double scale) {
+  const size_t tokens = k.size() / head_size;
+  std::vector<double> scores(tokens);
+  double max = -std::numeric_limits<double>::infinity(), sum = 0;
+  for (size_t t = 0; t < tokens; ++t) {
+    for (int c = 0; c < head_size; ++c) scores[t] += scale * q[c] * k[t * head_size + c];
+    max = std::max(max, scores[t]);
+  }
+  for (double score : scores) sum += std::exp(score - max);
+  AttendedRow row{std::vector<double>(head_size), max + std::log(sum)};
+  for (size_t t = 0; t < tokens; ++t) {
+    const double weight = std::exp(scores[t] - row.lse);
+    for (int c = 0; c < head_size; ++c) row.out[c] += weight * v[t * head_size + c];
+  }
+  return row;
 }
 
 }  // namespace fq

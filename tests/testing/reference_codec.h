@@ -29,4 +29,13 @@ std::vector<float> ReferenceCoded(const ReferencePage& page);
 // Rows [2][64][head_size], K then V, before they are rounded to an element type.
 std::vector<double> ReferenceRows(const ReferencePage& page);
 
+struct AttendedRow {
+  std::vector<double> out;  // [head_size]
+  double lse;
+};
+
+// Softmax attention of q [head_size] in double over k and v [tokens][head_size].
+AttendedRow AttendReference(const std::vector<double>& k, const std::vector<double>& v,
+                            int head_size, const float* q, double scale);
+
 }  // namespace fq
