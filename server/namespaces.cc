@@ -50,6 +50,7 @@ absl::StatusOr<std::shared_ptr<const SlabSpace>> NamespaceRegistry::Open(
     const Range& range) {
   absl::MutexLock lock(&mutex_);
   FQ_ASSIGN_OR_RETURN(Entry * entry, FindOrAdd({tenant, name}, descriptor));
+  entry->last_opened = ++opens_;
   auto it = entry->spaces.find(range);
   if (it != entry->spaces.end()) return it->second;
   if (entry->spaces.size() >= limits_.max_ranges_per_namespace) {
@@ -72,17 +73,34 @@ absl::StatusOr<NamespaceRegistry::Entry*> NamespaceRegistry::FindOrAdd(
     FQ_RETURN_IF_ERROR(CheckSame(it->second.descriptor, descriptor));
     return &it->second;
   }
-  if (entries_.size() >= limits_.max_namespaces) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "max-namespaces: the node has ", entries_.size(), ", at most ", limits_.max_namespaces));
-  }
+  if (entries_.size() >= limits_.max_namespaces) FQ_RETURN_IF_ERROR(MakeRoom());
   FQ_ASSIGN_OR_RETURN(Entry entry, MakeEntry(descriptor));
   return &entries_.emplace(name, std::move(entry)).first->second;
 }
 
+absl::Status NamespaceRegistry::MakeRoom() {
+  auto oldest = entries_.end();
+  for (auto it = entries_.begin(); it != entries_.end(); ++it) {
+    if (it->second.InUse()) continue;
+    if (oldest == entries_.end() || it->second.last_opened < oldest->second.last_opened)
+      oldest = it;
+  }
+  if (oldest == entries_.end()) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "max-namespaces: ", entries_.size(), " are in use, at most ", limits_.max_namespaces));
+  }
+  entries_.erase(oldest);
+  return absl::OkStatus();
+}
+
+bool NamespaceRegistry::Entry::InUse() const {
+  return std::any_of(spaces.begin(), spaces.end(),
+                     [](const auto& space) { return space.second.use_count() > 1; });
+}
+
 absl::StatusOr<NamespaceRegistry::Entry> NamespaceRegistry::MakeEntry(
     const Descriptor& descriptor) const {
-  Entry entry{descriptor, FingerprintOf(descriptor), nullptr, {}};
+  Entry entry{descriptor, FingerprintOf(descriptor), nullptr, {}, 0};
   if (descriptor.codec_set_id.empty()) return entry;
   std::vector<std::string> loaded;
   for (const auto& set : codec_sets_) {

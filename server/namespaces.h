@@ -82,9 +82,12 @@ class NamespaceRegistry {
     Fingerprint fingerprint{};
     std::shared_ptr<const CodecSet> codec_set;
     std::map<Range, std::shared_ptr<const SlabSpace>> spaces;
+    uint64_t last_opened = 0;  // in opens of the registry
+    bool InUse() const;        // by a session or a call
   };
   using Name = std::pair<std::string, std::string>;  // tenant, name
 
+  absl::Status MakeRoom() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::StatusOr<Entry> MakeEntry(const Descriptor& descriptor) const;
   absl::StatusOr<Entry*> FindOrAdd(const Name& name, const Descriptor& descriptor)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -95,6 +98,7 @@ class NamespaceRegistry {
   mutable absl::Mutex mutex_;
   std::map<Name, Entry> entries_ ABSL_GUARDED_BY(mutex_);
   uint64_t last_scope_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t opens_ ABSL_GUARDED_BY(mutex_) = 0;
 };
 
 }  // namespace fq

@@ -66,6 +66,14 @@ std::string EnvironmentName(const std::string& option) {
   return "FQ_" + absl::StrReplaceAll(absl::AsciiStrToUpper(option), {{"-", "_"}});
 }
 
+// Turns "4GiB" into the digits of its bytes; returns what is wrong with it, for CLI11.
+std::string BytesFromSize(std::string& text) {
+  const absl::StatusOr<uint64_t> bytes = ParseByteSize(text);
+  if (!bytes.ok()) return std::string(bytes.status().message());
+  text = absl::StrCat(*bytes);
+  return std::string();
+}
+
 // Adds options to a parser and remembers nothing else.
 class OptionAdder {
  public:
@@ -81,17 +89,9 @@ class OptionAdder {
     Finish(app_.add_option("--" + name, field, help), name);
   }
   void operator()(const std::string& name, uint64_t& field, const char* help) const {
-    auto parse = [name, &field](const std::string& text) {
-      absl::StatusOr<uint64_t> bytes = ParseByteSize(text);
-      if (!bytes.ok()) {
-        throw CLI::ValidationError("--" + name, "= " + std::string(bytes.status().message()));
-      }
-      field = *bytes;
-    };
-    Finish(app_.add_option_function<std::string>("--" + name, parse, help)
-               ->default_str(absl::StrCat(field))
-               ->type_name("SIZE"),
-           name);
+    Finish(
+        app_.add_option("--" + name, field, help)->transform(CLI::Validator(BytesFromSize, "SIZE")),
+        name);
   }
 
  private:
@@ -100,8 +100,7 @@ class OptionAdder {
   }
   void Finish(CLI::Option* option, const std::string& name) const {
     option->description(Help(name, option->get_description().c_str()));
-    option->take_last();
-    if (option->get_default_str().empty()) option->capture_default_str();
+    option->take_last()->capture_default_str();
   }
   CLI::App& app_;
 };

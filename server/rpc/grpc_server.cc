@@ -22,6 +22,7 @@ constexpr int kMaxStreamsPerConnection = 256;
 constexpr int kMaxMetadataBytes = 8 << 10;
 constexpr int kKeepaliveMs = 10'000;  // finds clients whose host is gone
 constexpr int kKeepaliveTimeoutMs = 10'000;
+constexpr int kSyncPollMs = 200;
 constexpr int kMaxSyncThreads = 64;  // of health and reflection; data calls run on callbacks
 
 absl::StatusOr<std::string> ReadPem(absl::string_view option, const std::string& path) {
@@ -59,6 +60,8 @@ void SetLimits(const Options& options, grpc::ServerBuilder& builder) {
   grpc::ResourceQuota quota("flashquantd");
   quota.SetMaxThreads(kMaxSyncThreads);
   builder.SetResourceQuota(quota);
+  // Health and reflection poll this long; a shutdown may have to wait for it (gRPC's default: 10 s).
+  builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::CQ_TIMEOUT_MSEC, kSyncPollMs);
 }
 
 }  // namespace
