@@ -1,5 +1,6 @@
 #include "server/rpc/grpc_server.h"
 
+#include <grpc/grpc.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/resource_quota.h>
@@ -22,7 +23,6 @@ constexpr int kMaxStreamsPerConnection = 256;
 constexpr int kMaxMetadataBytes = 8 << 10;
 constexpr int kKeepaliveMs = 10'000;  // finds clients whose host is gone
 constexpr int kKeepaliveTimeoutMs = 10'000;
-constexpr int kSyncPollMs = 200;
 constexpr int kMaxSyncThreads = 64;  // of health and reflection; data calls run on callbacks
 
 absl::StatusOr<std::string> ReadPem(absl::string_view option, const std::string& path) {
@@ -60,8 +60,6 @@ void SetLimits(const Options& options, grpc::ServerBuilder& builder) {
   grpc::ResourceQuota quota("flashquantd");
   quota.SetMaxThreads(kMaxSyncThreads);
   builder.SetResourceQuota(quota);
-  // Health and reflection poll this long; a shutdown may have to wait for it (gRPC's default: 10 s).
-  builder.SetSyncServerOption(grpc::ServerBuilder::SyncServerOption::CQ_TIMEOUT_MSEC, kSyncPollMs);
 }
 
 }  // namespace
@@ -69,6 +67,8 @@ void SetLimits(const Options& options, grpc::ServerBuilder& builder) {
 GrpcServer::GrpcServer(Node* node) : kv_cache_(node), admin_(node) {}
 
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(Node* node) {
+  // Held for good: the library's own shutdown waits up to 10 s for its backup poller (gRPC 1.51).
+  grpc_init();
   const Options& options = node->options();
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();

@@ -70,6 +70,12 @@ class Node:
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
 
+    def freeze(self) -> None:
+        """SIGSTOP, in force on return; SIGCONT ends it."""
+        self.signal(signal.SIGSTOP)
+        process = psutil.Process(self.pid)
+        eventually(lambda: process.status() == psutil.STATUS_STOPPED, 2, "the node stops")
+
     def kill(self) -> None:
         """As a crash: nothing runs any more."""
         self.process.kill()

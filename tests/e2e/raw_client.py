@@ -78,7 +78,7 @@ class Segment:
         self.size = size
         self.fd = os.memfd_create("test", os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, size)
-        self.memory = mmap.mmap(self.fd, size)
+        self.memory = mmap.mmap(self.fd, size) if size else b""
         if seals:
             fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, seals)
 

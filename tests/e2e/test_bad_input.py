@@ -10,7 +10,7 @@ import grpc
 import pytest
 from node_process import Node
 from raw_client import (BLOCK_BYTES, Session, chain, content, descriptor, layout, open_request,
-                        pages, pb, whole_range)
+                        pages, pb)
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -83,35 +83,35 @@ def with_place(**changes: object) -> pb.Pages:
 
 
 DESCRIPTOR_CASES = [
-    ({"model": ""}, ["descriptor.model", "0", "1..256"]),
-    ({"model": "m" * 257}, ["descriptor.model", "257", "256"]),
+    ({"model": ""}, ["namespace_descriptor.model", "0", "1..256"]),
+    ({"model": "m" * 257}, ["namespace_descriptor.model", "257", "256"]),
     ({"weights_digest": "d" * 129}, ["weights_digest", "129", "128"]),
-    ({"layers": 0}, ["descriptor.layers", "0", "1024"]),
-    ({"layers": 1025}, ["descriptor.layers", "1025", "1024"]),
-    ({"layers": MAX[32]}, ["descriptor.layers", str(MAX[32])]),
-    ({"kv_heads": 0}, ["descriptor.kv_heads", "0"]),
-    ({"kv_heads": MAX[32]}, ["descriptor.kv_heads", str(MAX[32])]),
-    ({"head_size": 0}, ["descriptor.head_size", "0", "64"]),
-    ({"head_size": 80}, ["descriptor.head_size", "80", "64"]),
-    ({"head_size": MAX[32]}, ["descriptor.head_size", str(MAX[32])]),
-    ({"dtype": 0}, ["descriptor.dtype", "0"]),
-    ({"dtype": 99}, ["descriptor.dtype", "99"]),
-    ({"dtype": -1}, ["descriptor.dtype", "-1"]),
-    ({"rope": "r" * 1025}, ["descriptor.rope", "1025", "1024"]),
+    ({"layers": 0}, ["namespace_descriptor.layers", "0", "1024"]),
+    ({"layers": 1025}, ["namespace_descriptor.layers", "1025", "1024"]),
+    ({"layers": MAX[32]}, ["namespace_descriptor.layers", str(MAX[32])]),
+    ({"kv_heads": 0}, ["namespace_descriptor.kv_heads", "0"]),
+    ({"kv_heads": MAX[32]}, ["namespace_descriptor.kv_heads", str(MAX[32])]),
+    ({"head_size": 0}, ["namespace_descriptor.head_size", "0", "64"]),
+    ({"head_size": 80}, ["namespace_descriptor.head_size", "80", "64"]),
+    ({"head_size": MAX[32]}, ["namespace_descriptor.head_size", str(MAX[32])]),
+    ({"dtype": 0}, ["namespace_descriptor.dtype", "0"]),
+    ({"dtype": 99}, ["namespace_descriptor.dtype", "99"]),
+    ({"dtype": -1}, ["namespace_descriptor.dtype", "-1"]),
+    ({"rope": "r" * 1025}, ["namespace_descriptor.rope", "1025", "1024"]),
     ({"codec_set_id": b"x"}, ["codec_set_id", "1", "32"]),
     ({"codec_set_id": b"x" * 33}, ["codec_set_id", "33", "32"]),
     ({"extra": {str(i): "" for i in range(33)}}, ["extra", "33", "32"]),
     ({"extra": {"k" * 257: ""}}, ["extra", "257", "256"]),
     ({"extra": {"k": "v" * 257}}, ["extra", "257", "256"]),
 ]
-SESSION_CASES = [({"descriptor": descriptor(**changes)}, parts)
+SESSION_CASES = [({"namespace_descriptor": descriptor(**changes)}, parts)
                  for changes, parts in DESCRIPTOR_CASES] + [
     ({"namespace_name": ""}, ["namespace_name", "0", "1..128"]),
     ({"namespace_name": "n" * 129}, ["namespace_name", "129", "128"]),
     ({"namespace_name": "a b"}, ["namespace_name", "a b"]),
     ({"namespace_name": "a\0b"}, ["namespace_name", "only"]),
     ({"namespace_name": "n\u00e4he"}, ["namespace_name", "only"]),
-    ({"descriptor": None}, ["descriptor", "required"]),
+    ({"namespace_descriptor": None}, ["namespace_descriptor", "required"]),
     ({"range": None}, ["range", "required"]),
     ({"range": pb.SlabRange()}, ["range.layer_end", "0"]),
     ({"range": pb.SlabRange(layer_end=3, head_end=2)}, ["range.layer_end", "3", "2"]),
@@ -306,6 +306,18 @@ def test_leases_and_sessions_past_their_limit(server, session, unchanged):
             one.__exit__()
 
 
+def test_pages_too_small_for_the_shape_are_refused_for_every_profile(server):
+    """A session of another shape sends what fits the small model."""
+    shape = descriptor(head_size=256, dtype=pb.DTYPE_F32, layers=1, kv_heads=1)
+    request = open_request(namespace_name="tests/tiny2", namespace_descriptor=shape,
+                           range=pb.SlabRange(layer_end=1, head_end=1))
+    with server.channel() as channel, Session(channel, request) as other:
+        for profile in range(8):
+            with pytest.raises(grpc.RpcError) as error:
+                other.store(chain("x", 1), profile=profile)
+            assert error.value.code() in (INVALID, PRECONDITION)
+
+
 def test_namespaces_past_their_limit(server, session):
     with server.channel() as channel:
         with pytest.raises(grpc.RpcError) as error:
@@ -313,16 +325,3 @@ def test_namespaces_past_their_limit(server, session):
                 Session(channel, open_request(namespace_name=f"many/{i}")).__exit__()
         assert error.value.code() == EXHAUSTED and "8" in error.value.details()
     assert session.fetch(KEYS) == len(KEYS)
-
-
-def test_every_enum_value_in_a_namespace_that_has_all(server):
-    """No profile crashes a session of another shape."""
-    shape = descriptor(head_size=256, dtype=pb.DTYPE_F32, layers=1, kv_heads=1)
-    request = open_request(namespace_name="tests/tiny2", descriptor=shape,
-                           range=pb.SlabRange(layer_end=1, head_end=1))
-    with server.channel() as channel, Session(channel, request) as other:
-        for profile in range(8):
-            with pytest.raises(grpc.RpcError) as error:
-                other.store(chain("x", 1), profile=profile)
-            assert error.value.code() in (INVALID, PRECONDITION)
-    assert whole_range().layer_end == 2

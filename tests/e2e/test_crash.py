@@ -93,7 +93,7 @@ def test_frozen_node_costs_the_deadline_and_no_more(node):
     keys = chain("a", 4)
     with node.channel() as channel, Session(channel) as session:
         session.store(keys)
-        node.signal(signal.SIGSTOP)
+        node.freeze()
         begin = time.monotonic()
         with pytest.raises(grpc.RpcError) as error:
             session.lookup(keys, timeout_s=0.2)
@@ -110,7 +110,7 @@ def test_lease_that_expired_while_frozen_is_not_honoured(start_node):
     with node.channel() as channel, Session(channel) as session:
         session.store(keys)
         lease = session.lookup(keys).lease_id
-        node.signal(signal.SIGSTOP)
+        node.freeze()
         time.sleep(1)
         node.signal(signal.SIGCONT)
         eventually(lambda: node.status().leases == 0, 2, "the lease is freed")

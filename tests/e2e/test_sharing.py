@@ -127,8 +127,9 @@ def test_everything_leased_answers_full_and_keeps_what_is_there(start_node):
         for turn in range(20):
             keys = chain(f"{turn}", 8)
             statuses = session.store(keys)
-            if found := session.lookup(keys).matched_blocks:
-                leases[turn] = (keys[:found], session.lookup(keys).lease_id)
+            found = session.lookup(keys)
+            if found.matched_blocks:
+                leases[turn] = (keys[:found.matched_blocks], found.lease_id)
             if FULL in statuses:
                 break
         assert FULL in statuses and set(statuses) <= {OK, FULL}
