@@ -1,20 +1,26 @@
 """The reference codec: layouts against the text of FORMAT.md, pages, checksum, exactness."""
 
+import json
 import random
 import struct
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from flashquant.codec import (SINK_TOKENS, PageKind, PartCodec, checksum, decode_exact,
-                              decode_fq, decode_fq_values, decode_universal, encode_exact,
-                              encode_fq, encode_universal, from_lanes, fused_multiply_add,
-                              hadamard, nearest, page_bytes, row_codecs, to_lanes)
-from flashquant.codec_set import CLASSES, CodecSet, Profile, row_dtype, table_values
+from flashquant.codec import (LEVELS, SINK_TOKENS, Page, PageKind, PartCodec, checksum,
+                              decode_exact, decode_fq, decode_fq_values, decode_universal,
+                              encode_exact, encode_fq, encode_universal, from_lanes,
+                              fused_multiply_add, hadamard, nearest, page_bytes, row_codecs,
+                              to_lanes, universal_page_codes)
+from flashquant.codec_set import (CLASSES, CodecSet, Profile, read_codec_set, row_dtype,
+                                  table_values)
 
 HEAD_SIZES = (64, 96, 128, 256)
+GOLDEN = Path(__file__).parents[2] / "golden"
+ELEMENT_BYTES = {"f16": 2, "bf16": 2, "f32": 4}
 
 
 @pytest.fixture
@@ -196,7 +202,7 @@ def test_fq_values_without_refinement_is_base(seed):
     codecs = row_codecs(codec_set_of(64, seed), 0, 0)
     page = encode_fq(codecs, torch.randn(64, 64), torch.randn(64, 64), sink=False)
     split = codecs[0].base.page_bytes
-    k, v = decode_fq_values(codecs, type(page)(page.primary))
+    k, v = decode_fq_values(codecs, Page(page.primary))
     assert torch.equal(k, codecs[0].base.decode(page.primary[None, :split]))
     assert torch.equal(v, codecs[1].base.decode(page.primary[None, split:]))
 
@@ -285,3 +291,39 @@ def test_checksum_random_as_format_says(seed):
         assert checksum(bytes(changed)) != checksum(data)
     with pytest.raises(ValueError, match="multiple of 8"):
         checksum(data[:-1])
+
+
+def golden_pages():
+    """Entries of the manifest that state coded-domain values."""
+    pages = json.loads((GOLDEN / "manifest.json").read_text("utf-8"))
+    return [page for page in pages if page["values"]]
+
+
+def golden_bytes(name):
+    return torch.frombuffer(bytearray((GOLDEN / name).read_bytes()), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("entry", golden_pages(), ids=lambda e: e["name"])
+def test_golden_page_values_bit_for_bit(entry):
+    kind, d = PageKind[entry["kind"].upper()], entry["head_size"]
+    data = golden_bytes(entry["file"])
+    codecs = None
+    if kind == PageKind.UNIVERSAL:
+        k, v = (LEVELS[codes] for codes, _ in universal_page_codes(Page(data), d))
+    else:
+        codec_set = read_codec_set(GOLDEN / entry["codec_set"])
+        codecs = row_codecs(codec_set, entry["layer"], entry["head"])
+        page = Page(data)
+        if kind == PageKind.REFINEMENT:
+            page = Page(golden_bytes(entry["base_file"]), data)
+        k, v = decode_fq_values(codecs, page)
+    assert len(data) == page_bytes(kind, d, ELEMENT_BYTES[entry["dtype"]], codecs, entry["sink"])
+    expected = golden_bytes(entry["values"]).view(torch.int32)
+    assert torch.equal(torch.stack([k, v]).view(torch.int32).flatten(), expected)
+
+
+def test_golden_checksums():
+    # FORMAT.md section 9.
+    for name, expected in (("base_d64_f16.bin", 0x6146F86B01ACD0A0),
+                           ("refinement_d64_f16.bin", 0xFCA7B309764CAE08)):
+        assert checksum((GOLDEN / name).read_bytes()) == expected

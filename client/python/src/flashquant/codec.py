@@ -307,20 +307,26 @@ def encode_universal(k: Tensor, v: Tensor, sink: bool) -> Page:
     return Page(torch.cat(codes + norms + ([_encode_sinks(k, v)] if sink else [])))
 
 
-def decode_universal(page: Page, tokens: int, head_size: int, sink: bool,
-                     dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """K, V [tokens, d] of a universal page."""
+def universal_page_codes(page: Page, head_size: int) -> list[tuple[Tensor, Tensor]]:
+    """Of K, then V: level index [64, d] int64 and norm [64, 1] FP16, as in `universal_codes`."""
     half, data = PAGE_TOKENS * head_size // 2, page.primary
     norms = data[2 * half:2 * half + 4 * PAGE_TOKENS].clone().view(torch.float16)
-    rows = []
+    parts = []
     for index, is_key in enumerate((True, False)):
         codes = data[index * half:(index + 1) * half]
         lanes = torch.stack([codes & 15, codes >> 4], -1).view(1, head_size // GROUP, 32, 16)
         norm = norms[index * PAGE_TOKENS:(index + 1) * PAGE_TOKENS, None]
-        rows.append(universal_rows(from_lanes(lanes.long(), is_key), norm))
+        parts.append((from_lanes(lanes.long(), is_key), norm))
+    return parts
+
+
+def decode_universal(page: Page, tokens: int, head_size: int, sink: bool,
+                     dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """K, V [tokens, d] of a universal page."""
+    k, v = (universal_rows(*part) for part in universal_page_codes(page, head_size))
     if sink:
-        _put_sinks(data, rows[0], rows[1])
-    return rows[0][:tokens].to(dtype), rows[1][:tokens].to(dtype)
+        _put_sinks(page.primary, k, v)
+    return k[:tokens].to(dtype), v[:tokens].to(dtype)
 
 
 def checksum(data: bytes) -> int:

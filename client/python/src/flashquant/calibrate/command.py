@@ -57,7 +57,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         help="how many of them are run with gradients (default: %(default)s)")
     add("--short-tokens", type=int, default=1024,
         help="length of short sequences (default: %(default)s)")
-    add("--short-sequences", type=int, default=12,
+    add("--short-sequences", type=int, default=24,
         help="short sequences with gradients (default: %(default)s)")
     add("--sample-blocks", type=int, default=256,
         help="blocks of 64 rows kept for tables (default: %(default)s)")

@@ -30,7 +30,7 @@ def read_documents(model_folder: Path, files: list[Path], least_tokens: int) -> 
 
 
 def spread_sequences(documents: list[Document], tokens: int, count: int) -> list[Tensor]:
-    """`count` sequences of `tokens` ids, in turn from each document, spread over its length.
+    """`count` sequences of `tokens` ids, in turn from each document, in the middle of equal parts.
 
     They do not overlap unless the documents are too short for that.
     """
@@ -38,6 +38,6 @@ def spread_sequences(documents: list[Document], tokens: int, count: int) -> list
     sequences = []
     for number in range(count):
         document, turn = documents[number % len(documents)], number // len(documents)
-        begin = turn * (len(document.ids) - tokens) // max(1, turns - 1) if turns > 1 else 0
+        begin = (2 * turn + 1) * (len(document.ids) - tokens) // (2 * turns)
         sequences.append(document.ids[begin:begin + tokens])
     return sequences
