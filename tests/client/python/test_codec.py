@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from flashquant.codec import (LEVELS, SINK_TOKENS, Page, PageKind, PartCodec, checksum,
-                              decode_exact, decode_fq, decode_fq_values, decode_universal,
+                              decode_exact, decode_extent, decode_fq, decode_fq_values,
+                              decode_universal, encode_extent,
                               encode_exact, encode_fq, encode_universal, from_lanes,
                               fused_multiply_add, hadamard, nearest, page_bytes, row_codecs,
                               to_lanes, universal_page_codes)
@@ -327,3 +328,36 @@ def test_golden_checksums():
     for name, expected in (("base_d64_f16.bin", 0x6146F86B01ACD0A0),
                            ("refinement_d64_f16.bin", 0xFCA7B309764CAE08)):
         assert checksum((GOLDEN / name).read_bytes()) == expected
+
+
+def golden_slab():
+    """The extent, the sizes of its two pages, and their codecs."""
+    codec_set = read_codec_set(GOLDEN / "codec_set_d64.fqcs")
+    codecs = [row_codecs(codec_set, 0, head) for head in (0, 1)]
+    sizes = [page_bytes(PageKind.BASE, 64, codecs=pair, sink=True) for pair in codecs]
+    return (GOLDEN / "slab_d64.bin").read_bytes(), sizes, codec_set
+
+
+def test_golden_slab_same_header_and_bytes():
+    data, sizes, codec_set = golden_slab()
+    header, pages = decode_extent(data, sizes)
+    assert (header.kind, header.sink, header.tokens, header.pages) == (PageKind.BASE, 1, 33, 2)
+    assert header.key == bytes(range(32)) and header.codec_set_id == codec_set.id
+    assert (header.head_begin, header.head_end, header.head_size) == (0, 2, 64)
+    assert encode_extent(header, pages) == data
+
+
+@pytest.mark.parametrize("offset", [0, 4, 7, 30, 60, 119, 120, 128, 143, 150, 192, -1])
+def test_golden_slab_any_changed_byte_refused(offset):
+    data, sizes, _ = golden_slab()
+    changed = bytearray(data)
+    changed[offset] ^= 1
+    with pytest.raises(ValueError):
+        decode_extent(bytes(changed), sizes)
+
+
+@pytest.mark.parametrize("length", [0, 127, 200, -1])
+def test_golden_slab_cut_refused(length):
+    data, sizes, _ = golden_slab()
+    with pytest.raises(ValueError, match="found"):
+        decode_extent(data[:length], sizes)

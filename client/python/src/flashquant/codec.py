@@ -1,4 +1,4 @@
-"""Reference of the page codec: kernels/FORMAT.md sections 1 to 3, 5 and 6, in torch.
+"""Reference of the page codec: kernels/FORMAT.md sections 1 to 6, in torch.
 
 Decoding gives the coded-domain values bit for bit. Calibration and evaluation use the same
 functions, so what they measure went through real page bytes.
@@ -7,7 +7,8 @@ Shapes: P pages of 64 tokens, T = 64 P tokens, d head size, n groups of 8 compon
 """
 
 import enum
-from dataclasses import dataclass
+import struct
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -19,6 +20,10 @@ PAGE_TOKENS = 64
 SINK_TOKENS = 16
 LARGEST = 65504.0
 SEARCH_CHUNK = 4096
+SLAB_MAGIC = 0x31535146
+SLAB_VERSION = 1
+SLAB_HEADER = struct.Struct("<IHBB6HB3xIIQQ32s32sQ")
+ALIGNMENT = 64
 STEP_8 = float(np.float32(4.5) / np.float32(127))
 SMALLEST_NORM = 2.0 ** -24
 HALF_LEVELS = (-2.7326, -2.0690, -1.6181, -1.2562, -0.9424, -0.6568, -0.3881, -0.1284)
@@ -343,3 +348,59 @@ def checksum(data: bytes) -> int:
     h ^= h >> 37
     h = h * 0x165667919E3779F9 & mask
     return h ^ h >> 32
+
+
+@dataclass(frozen=True)
+class SlabHeader:
+    """Header of a slab extent (section 4), in the order of its fields; ends are exclusive."""
+
+    kind: int
+    sink: int
+    layer_begin: int
+    layer_end: int
+    head_begin: int
+    head_end: int
+    tokens: int
+    head_size: int
+    element_type: int
+    pages: int
+    block_index: int
+    page_bytes: int
+    reserved: int
+    key: bytes
+    codec_set_id: bytes
+
+    def pack(self) -> bytes:
+        """The 128 bytes, checksum included."""
+        head = SLAB_HEADER.pack(SLAB_MAGIC, SLAB_VERSION, *astuple(self), 0)
+        return head + struct.pack("<Q", checksum(head))
+
+
+def encode_extent(header: SlabHeader, pages: list[bytes]) -> bytes:
+    """A slab extent of `pages`, layer-major."""
+    sums = b"".join(struct.pack("<Q", checksum(page)) for page in pages)
+    head = header.pack() + sums
+    return head + b"\0" * (-len(head) % ALIGNMENT) + b"".join(pages)
+
+
+def decode_extent(data: bytes, sizes: list[int]) -> tuple[SlabHeader, list[bytes]]:
+    """Header and pages of an extent whose pages have `sizes` bytes; ValueError if any byte of it
+    does not fit."""
+    if len(data) < SLAB_HEADER.size + 8:
+        raise ValueError(f"bytes of an extent: found {len(data)}, expected >= 128")
+    magic, version, *fields, _ = SLAB_HEADER.unpack_from(data)
+    if (magic, version) != (SLAB_MAGIC, SLAB_VERSION):
+        raise ValueError(f"magic and version: found {magic:#x}, {version}, "
+                         f"expected {SLAB_MAGIC:#x}, {SLAB_VERSION}")
+    header = SlabHeader(*fields)
+    begin = 128 + 8 * len(sizes)
+    begin += -begin % ALIGNMENT
+    found = (header.pages, header.page_bytes, len(data))
+    wanted = (len(sizes), sum(sizes), begin + sum(sizes))
+    if found != wanted:
+        raise ValueError(f"pages, bytes of pages, bytes: found {found}, expected {wanted}")
+    ends = begin + np.cumsum([0, *sizes])
+    pages = [data[a:b] for a, b in zip(ends, ends[1:])]
+    if encode_extent(header, pages) != data:
+        raise ValueError("checksums: they differ from those of the header or of a page")
+    return header, pages
