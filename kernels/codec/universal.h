@@ -11,9 +11,16 @@
 namespace fq {
 
 inline constexpr int kLevels = 16;
-inline constexpr float kLloydMaxLevels[kLevels] = {
-    -2.7326f, -2.0690f, -1.6181f, -1.2562f, -0.9424f, -0.6568f, -0.3881f, -0.1284f,
-    0.1284f,  0.3881f,  0.6568f,  0.9424f,  1.2562f,  1.6181f,  2.0690f,  2.7326f};
+
+// Lloyd-Max levels of the unit Gaussian, in rising order. A function and not a constant: device
+// code cannot index an array of the host.
+struct LevelTable {
+  float level[kLevels];
+};
+FQ_HD constexpr LevelTable LloydMaxLevels() {
+  return {{-2.7326f, -2.0690f, -1.6181f, -1.2562f, -0.9424f, -0.6568f, -0.3881f, -0.1284f, 0.1284f,
+           0.3881f, 0.6568f, 0.9424f, 1.2562f, 1.6181f, 2.0690f, 2.7326f}};
+}
 
 // Channels that one Walsh-Hadamard block spans: the largest power of two that divides the head
 // size.
@@ -30,9 +37,10 @@ FQ_HD inline Butterfly HadamardButterfly(float a, float b, float scale) {
 
 // Level index 0..15 nearest to `value`, ties to the lower one; NaN gives 0.
 FQ_HD inline int NearestLevel(float value) {
+  constexpr LevelTable kTable = LloydMaxLevels();
   int index = 0;
   for (int i = 0; i + 1 < kLevels; ++i) {
-    const float midpoint = (kLloydMaxLevels[i] + kLloydMaxLevels[i + 1]) * 0.5f;
+    const float midpoint = (kTable.level[i] + kTable.level[i + 1]) * 0.5f;
     index += value > midpoint ? 1 : 0;
   }
   return index;

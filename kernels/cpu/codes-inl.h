@@ -1,5 +1,5 @@
-// Rounding of groups of values to codes and the arithmetic behind look-ups, per SIMD target. Included by
-// primitives_simd.cc only.
+// Rounding of groups of values to codes and the arithmetic behind look-ups, per SIMD target.
+// Included by primitives_simd.cc only.
 #if defined(FQ_KERNELS_CPU_CODES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FQ_KERNELS_CPU_CODES_INL_H_
 #undef FQ_KERNELS_CPU_CODES_INL_H_

@@ -1,5 +1,6 @@
-// The two matrix products of the codec, per SIMD target: lanes are tokens, so that every output is one fused
-// multiply-add chain in the same order as in scalar code. Included by primitives_simd.cc only.
+// The two matrix products of the codec, per SIMD target: lanes are tokens, so that every output is
+// one fused multiply-add chain in the same order as in scalar code. Included by primitives_simd.cc
+// only.
 #if defined(FQ_KERNELS_CPU_MATRIX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FQ_KERNELS_CPU_MATRIX_INL_H_
 #undef FQ_KERNELS_CPU_MATRIX_INL_H_
@@ -17,7 +18,8 @@ HWY_BEFORE_NAMESPACE();
 namespace fq {
 namespace HWY_NAMESPACE {
 
-// Outputs per register block: with two vectors of tokens each, accumulators fill half of the registers.
+// Outputs per register block: with two vectors of tokens each, accumulators fill half of the
+// registers.
 constexpr int kOutputs = HWY_MAX_BYTES >= 64 ? 8 : 4;
 static_assert(kGroupChannels % kOutputs == 0, "a block lies in one group");
 
@@ -41,7 +43,8 @@ inline int ComponentRuns(GroupMask groups, int head_size, ComponentRun* runs) {
   return count;
 }
 
-// out[i][t] = start[i] + sum over k in the runs of a[i][k] in[k][t], for kOutputs rows of `a` and 64 tokens.
+// out[i][t] = start[i] + sum over k in the runs of a[i][k] in[k][t], for kOutputs rows of `a` and
+// 64 tokens.
 HWY_INLINE void MultiplyRows(const float* a, int head_size, const ComponentRun* runs, int run_count,
                              const float* start, const float* in, float* out) {
   const FloatTag d;

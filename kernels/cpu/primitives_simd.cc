@@ -1,8 +1,7 @@
 #include "kernels/cpu/primitives.h"
 
-#include <cstring>
-
-// Vectors are kept in arrays, which scalable targets do not allow; SSSE3 and SSE4 have no fused multiply-add.
+// Vectors are kept in arrays, which scalable targets do not allow; SSSE3 and SSE4 have no fused
+// multiply-add.
 #define HWY_DISABLED_TARGETS \
   (HWY_SSSE3 | HWY_SSE4 | HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 #undef HWY_TARGET_INCLUDE
@@ -20,11 +19,21 @@ namespace HWY_NAMESPACE {
 // Without fused multiply-add the bytes would differ, so such a target runs the scalar code.
 const Primitives* TargetPrimitives() {
 #if HWY_NATIVE_FMA
-  static const Primitives kPrimitives = {
-      hwy::TargetName(HWY_TARGET), LoadRows,      StoreRows,      Centre,
-      Transform,                   PrepareSearch, FindNearest,    QuantiseClass8,
-      ScaleResidual,               WidenHalves,   WidenPairs,     Refine,
-      InverseRows,                 Score,         Accumulate};
+  static const Primitives kPrimitives = {hwy::TargetName(HWY_TARGET),
+                                         LoadRows,
+                                         StoreRows,
+                                         Centre,
+                                         Transform,
+                                         PrepareSearch,
+                                         FindNearest,
+                                         QuantiseClass8,
+                                         ScaleResidual,
+                                         WidenHalves,
+                                         WidenPairs,
+                                         Refine,
+                                         InverseRows,
+                                         Score,
+                                         Accumulate};
   return &kPrimitives;
 #else
   return &ScalarPrimitives();

@@ -1,4 +1,5 @@
-// Rows of a caller to a [channel][64 tokens] matrix and back, per SIMD target. Included by primitives_simd.cc only.
+// Rows of a caller to a [channel][64 tokens] matrix and back, per SIMD target. Included by
+// primitives_simd.cc only.
 #if defined(FQ_KERNELS_CPU_ROWS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FQ_KERNELS_CPU_ROWS_INL_H_
 #undef FQ_KERNELS_CPU_ROWS_INL_H_
@@ -8,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "hwy/highway.h"
 #include "kernels/codec/page_layout.h"
@@ -141,11 +143,11 @@ void MatrixToRows(const Element* matrix, int head_size, Element* const* rows) {
 
 // Pointers to the 64 rows; rows outside the range point at `other` [head_size].
 template <typename Element, typename Byte>
-void RowPointers(const Rows<Byte>& rows, const RowRange& range, Element* other, Element** pointers) {
+void RowPointers(const Rows<Byte>& rows, const RowRange& range, Element* other,
+                 Element** pointers) {
   for (int t = 0; t < kPageTokens; ++t) {
     const bool inside = t >= range.token_begin && t < range.token_end;
-    pointers[t] =
-        inside ? reinterpret_cast<Element*>(RowAddress(rows, t, sizeof(Element))) : other;
+    pointers[t] = inside ? reinterpret_cast<Element*>(RowAddress(rows, t, sizeof(Element))) : other;
   }
 }
 

@@ -74,11 +74,12 @@ void EncodeUniversalRows(Side side, int head_size, float* x, std::byte* page) {
 void DecodeUniversalLevels(Side side, int head_size, const std::byte* page, float* v) {
   const GroupOrder& order = kGroupOrder[static_cast<int>(side)];
   const std::byte* codes = page + CodesOffset(side, head_size);
+  static constexpr LevelTable kTable = LloydMaxLevels();
   for (int group = 0; group < head_size / kGroupChannels; ++group) {
     for (int b = 0; b < kGroupPairs; ++b) {
       const int code = static_cast<int>(codes[b]);
-      v[order[2 * b]] = kLloydMaxLevels[code & 15];
-      v[order[2 * b + 1]] = kLloydMaxLevels[code >> 4];
+      v[order[2 * b]] = kTable.level[code & 15];
+      v[order[2 * b + 1]] = kTable.level[code >> 4];
     }
     v += kGroupValues;
     codes += kGroupPairs;

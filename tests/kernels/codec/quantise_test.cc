@@ -71,7 +71,7 @@ TEST(NearestEntry, TiesAndNaN_LowestIndex) {
 }
 
 TEST(NearestLevel, LevelsTiesAndNaN) {
-  for (int i = 0; i < kLevels; ++i) EXPECT_EQ(NearestLevel(kLloydMaxLevels[i]), i);
+  for (int i = 0; i < kLevels; ++i) EXPECT_EQ(NearestLevel(LloydMaxLevels().level[i]), i);
   EXPECT_EQ(NearestLevel(0.0f), 7);
   EXPECT_EQ(NearestLevel(100.0f), 15);
   EXPECT_EQ(NearestLevel(kNaN), 0);
