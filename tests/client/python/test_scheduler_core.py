@@ -7,7 +7,9 @@ import pytest
 
 from flashquant.keys import KeyChain, root_key
 from flashquant.vllm.extra_keys import extra_keys_from
+from flashquant.vllm.jobs import StepJobs
 from flashquant.vllm.options import Options
+from flashquant.vllm.provenance import Provenance
 from flashquant.vllm.scheduler_core import ANSWER_LIFE_S, SchedulerCore
 from flashquant.wire import Profile
 
@@ -34,6 +36,7 @@ class FakeNode:
     up: bool = True
     ready: bool = True
     cut: int = 0
+    profile: Profile = Profile.COMPACT
     asked: list = field(default_factory=list)
 
     def root(self, salt):
@@ -42,7 +45,8 @@ class FakeNode:
     def lookup_later(self, keys, floor):
         split = [keys[i:i + 32] for i in range(0, len(keys), 32)]
         matched = next((i for i, k in enumerate(split) if k not in self.keys), len(split))
-        match = SimpleNamespace(matched_blocks=matched, usable_blocks=max(0, matched - self.cut))
+        match = SimpleNamespace(matched_blocks=matched, usable_blocks=max(0, matched - self.cut),
+                                profiles=[self.profile] * matched)
         self.asked.append((len(split), floor, FakePending(match, self.ready)))
         return self.asked[-1][2]
 
@@ -76,7 +80,11 @@ class Engine:
         return chain
 
     def step(self, *progress, finished=()):
-        return self.core.step_jobs(progress, lambda _: self.ids, finished)
+        jobs = StepJobs(self.core.take_loads(),
+                        self.core.save_jobs(progress, lambda _: self.ids))
+        for name in finished:
+            self.core.drop(name)
+        return jobs
 
     def load(self, request, local_tokens=0):
         """Schedules a request with a hit; returns its LoadJob."""
@@ -392,3 +400,65 @@ def test_finished_requests_are_forgotten():
     engine.core.add_request(request)
     engine.step(("r", 0, 200), finished=["r"])
     assert engine.core._requests == {}
+
+
+def run_after_compact_load(profile, local_tokens):
+    """A compact request loads 4 blocks and computes 2; then another hits the engine's own cache.
+
+    Returns what the second one saves."""
+    engine, first = Engine(), make_request(400)
+    engine.stored(first, 4)
+    engine.core.add_request(first)
+    engine.load(first)
+    assert engine.step(("r", 256, 400)).saves[0].blocks == 2
+    engine.node.keys.clear()
+    second = make_request(520, "second", kv_transfer_params={"flashquant_profile": profile})
+    engine.core.add_request(second)
+    assert engine.core.matched_tokens(second, local_tokens) == (0, False)
+    return engine.step(("second", local_tokens, 520)).saves, engine.core.take_counters()
+
+
+@pytest.mark.parametrize("local_tokens", [128, 256, 384])
+def test_computed_from_compact_pages_is_not_stored_as_better(local_tokens):
+    saves, counters = run_after_compact_load("exact", local_tokens)
+    assert saves == [] and counters["tainted_blocks"] == 8
+    assert run_after_compact_load("near-lossless", local_tokens)[0] == []
+
+
+@pytest.mark.parametrize("profile", ["compact", "universal"])
+def test_computed_from_compact_pages_is_stored_as_lossy(profile):
+    saves, _ = run_after_compact_load(profile, 384)
+    assert saves[0].blocks == 8
+
+
+def test_computed_from_nothing_is_stored_as_exact():
+    saves, _ = run_after_compact_load("exact", 0)
+    assert saves[0].blocks == 8
+
+
+def test_exact_pages_leave_no_mark():
+    engine, request = Engine(profile="exact"), make_request(400)
+    engine.node.profile = Profile.EXACT
+    engine.stored(request, 4)
+    engine.core.add_request(request)
+    engine.load(request)
+    assert engine.step(("r", 256, 400)).saves[0].blocks == 2
+
+
+def test_failed_load_leaves_no_mark():
+    engine, request = Engine(profile="exact", min_profile="compact"), make_request(400)
+    engine.stored(request, 4)
+    engine.core.add_request(request)
+    engine.load(request)
+    engine.core.matched_tokens(request, 0)
+    assert engine.step(("r", 0, 400)).saves[0].blocks == 6
+
+
+def test_provenance_is_bounded_and_keeps_the_worst():
+    marks = Provenance(max_keys=3)
+    marks.note(b"a" * 32 + b"b" * 32, Profile.COMPACT)
+    marks.note(b"a" * 32, Profile.NEAR_LOSSLESS)
+    assert marks.worst(b"a" * 32) is Profile.COMPACT
+    marks.note(b"c" * 32 + b"d" * 32, Profile.NEAR_LOSSLESS)
+    assert marks.worst(b"b" * 32) is Profile.EXACT
+    assert marks.worst(b"a" * 32 + b"d" * 32) is Profile.COMPACT

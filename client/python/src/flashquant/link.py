@@ -112,7 +112,6 @@ class Link:
         self._outbox.put(None)
         self._call.cancel()
         self._channel.close()
-        self.segment = None
 
     def _requests(self) -> Iterator[pb.SessionRequest]:
         while (message := self._outbox.get()) is not None:

@@ -134,10 +134,18 @@ class FlashQuantConnector(KVConnectorBase_V1):
     @guarded(FlashQuantMetadata)
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         """Jobs of this step."""
-        state = scheduler_output.kv_connector_block_state
-        return FlashQuantMetadata(self._scheduler.step_jobs(
-            progress_of(scheduler_output), lambda request_id: state.get_block_ids(request_id)[0],
-            scheduler_output.finished_req_ids))
+        jobs = StepJobs(loads=self._scheduler.take_loads())
+        self._add_saves(jobs, scheduler_output)
+        return FlashQuantMetadata(jobs)
+
+    @guarded(lambda: None)
+    def _add_saves(self, jobs: StepJobs, output: Any) -> None:
+        """Guarded on its own, so that no error here loses a load."""
+        state = output.kv_connector_block_state
+        jobs.saves.extend(self._scheduler.save_jobs(
+            progress_of(output), lambda request_id: state.get_block_ids(request_id)[0]))
+        for request_id in output.finished_req_ids:
+            self._scheduler.drop(request_id)
 
     @guarded(lambda: (False, None))
     def request_finished(self, request: Any,

@@ -59,9 +59,10 @@ class Engine:
     def session_spec(self, packing: Packing, rank: int, segment_bytes: int) -> SessionSpec:
         """How rank `rank`'s part is stored and loaded."""
         namespace = self.namespace(packing)
+        name = f"vllm-worker-{rank}" if segment_bytes else "vllm-scheduler"
         heads = head_range(rank, self.ranks, namespace.kv_heads, self.spec.num_kv_heads)
         return SessionSpec(namespace_name(namespace, self.options), namespace,
-                           (0, len(self.layer_names)), heads, f"vllm-{rank}", segment_bytes)
+                           (0, len(self.layer_names)), heads, name, segment_bytes)
 
     @property
     def saves(self) -> bool:

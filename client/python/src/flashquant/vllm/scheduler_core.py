@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from flashquant.keys import BLOCK_TOKENS, KeyChain
-from flashquant.vllm.jobs import LoadJob, SaveJob, StepJobs
+from flashquant.vllm.jobs import LoadJob, SaveJob
 from flashquant.vllm.options import Options, Policy, policy_of
+from flashquant.vllm.provenance import Provenance
 from flashquant.wire import Profile
 
 ANSWER_LIFE_S = 5.0  # an answer older than this is asked for again
@@ -47,6 +48,8 @@ class Request:
     loading_until: int = 0           # token where the running load ends; 0 = none runs
     no_external: bool = False        # a load failed: recompute, never ask again
     saved_blocks: int = 0            # blocks before this one are stored or on their way
+    profiles: Sequence[int] = ()     # per matched block: what a load delivers
+    worst: Profile | None = None     # of the blocks its KV is computed from; None = not known yet
 
 
 # (request, first token, end token, state) -> (bytes that tell the block apart, state).
@@ -70,6 +73,7 @@ class SchedulerCore:
     can_save: bool = True
     clock: Callable[[], float] = time.monotonic
     counters: dict[str, int] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
     _requests: dict[str, Request] = field(default_factory=dict)
     _loads: list[LoadJob] = field(default_factory=list)
 
@@ -89,7 +93,7 @@ class SchedulerCore:
             return 0, False
         if request.loading_until:
             self._load_failed(request, computed_tokens)
-        request.local_tokens = computed_tokens
+        request.local_tokens, request.worst = computed_tokens, None
         if request.no_external or not self._answered(request):
             return (0, False) if request.pending is None else (None, False)
         end = request.usable_blocks * BLOCK_TOKENS // self.block_tokens * self.block_tokens
@@ -111,15 +115,18 @@ class SchedulerCore:
         self._count("load_requests")
         self._count("load_tokens", external_tokens)
 
-    def step_jobs(self, progress: Iterable[tuple[str, int, int]],
-                  block_ids: Callable[[str], Sequence[int]],
-                  finished: Iterable[str]) -> StepJobs:
-        """Jobs of one engine step.
+    def take_loads(self) -> list[LoadJob]:
+        """Loads since the last step. Cannot fail: the engine waits for each of them."""
+        loads, self._loads = self._loads, []
+        return loads
+
+    def save_jobs(self, progress: Iterable[tuple[str, int, int]],
+                  block_ids: Callable[[str], Sequence[int]]) -> list[SaveJob]:
+        """Saves of one engine step.
 
         `progress`: (request, tokens computed before the step, tokens computed after it) of all
         scheduled requests; `block_ids(request)`: its engine blocks, asked for only when needed.
         """
-        loads, self._loads = self._loads, []
         saves = []
         for request_id, before, after in progress:
             request = self._requests.get(request_id)
@@ -127,11 +134,9 @@ class SchedulerCore:
                 continue
             if request.loading_until:
                 self._load_ended(request, before)
-            if self.can_save and (job := self._save_job(request, after, block_ids)):
+            if self.can_save and (job := self._save_job(request, before, after, block_ids)):
                 saves.append(job)
-        for request_id in finished:
-            self._requests.pop(request_id, None)
-        return StepJobs(loads, saves)
+        return saves
 
     def drop(self, request_id: str) -> None:
         """Forgets a finished request; a load under way is ended by the worker."""
@@ -224,6 +229,7 @@ class SchedulerCore:
         if match is not None:
             request.matched_blocks = min(match.matched_blocks, request.asked_blocks)
             request.usable_blocks = min(match.usable_blocks, request.matched_blocks)
+            request.profiles = match.profiles
             request.saved_blocks = max(request.saved_blocks, request.matched_blocks)
         self._count("lookup_hits" if request.usable_blocks else "lookup_misses")
         return True
@@ -239,15 +245,25 @@ class SchedulerCore:
         if computed_tokens < request.loading_until:
             self._load_failed(request, computed_tokens)
         request.loading_until = 0
+        first, end = request.local_tokens // BLOCK_TOKENS, computed_tokens // BLOCK_TOKENS
+        for block, profile in enumerate(request.profiles[first:end], first):
+            self.provenance.note(request.chain.keys(block, block + 1), Profile(profile))
 
     # Saves.
 
-    def _save_job(self, request: Request, computed_tokens: int,
+    def _save_job(self, request: Request, before: int, after: int,
                   block_ids: Callable[[str], Sequence[int]]) -> SaveJob | None:
         """Job for the full blocks that the step completes and that are not saved yet."""
-        known = min(computed_tokens, len(request.source.all_token_ids))
+        known = min(after, len(request.source.all_token_ids))
         begin, end = request.saved_blocks, known // BLOCK_TOKENS
         if end <= begin or not self._extend_chain(request, end):
+            return None
+        if request.worst is None:
+            request.worst = self.provenance.worst(request.chain.keys(0, before // BLOCK_TOKENS))
+        self.provenance.note(request.chain.keys(begin, end), request.worst)
+        if request.worst.own_floor > request.policy.profile.own_floor:
+            self._count("tainted_blocks", end - begin)
+            request.saved_blocks = end
             return None
         first_id = begin * BLOCK_TOKENS // self.block_tokens
         end_id = -(-end * BLOCK_TOKENS // self.block_tokens)

@@ -22,6 +22,7 @@ HELP = {
     "saved_ok_blocks": "Blocks the node stored",
     "saved_exists_blocks": "Blocks the node had already",
     "saved_full_blocks": "Blocks the node had no room for",
+    "tainted_blocks": "Blocks not saved: computed from pages of a lower profile",
     "dropped_save_blocks": "Blocks not saved: no node, or no staging memory",
     "staging_seconds": "Seconds the model thread spent copying blocks out",
     "refused_requests": "Requests with parameters that do not fit",
