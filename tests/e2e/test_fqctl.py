@@ -10,7 +10,8 @@ from raw_client import BLOCK_BYTES, Session, chain, content
 
 OK, USAGE, NOT_FOUND, PRECONDITION, UNAVAILABLE, DATA, EXHAUSTED = range(7)
 MODEL = ("--model=test/tiny", "--layers=2", "--kv-heads=2", "--head-size=64", "--dtype=f16")
-PREFIX = ("--namespace=tests/cli", *MODEL, "--blocks=4")
+WHERE = ("--namespace=tests/cli", *MODEL)
+PREFIX = (*WHERE, "--blocks=4")
 
 
 def answer(node, *args: object) -> dict | list:
@@ -96,11 +97,11 @@ def test_bench_counts_and_cleans_up(node):
     (["put", *PREFIX, "--profile=compact", "--file={pages}"], PRECONDITION, ["codec set"]),
     (["put", *PREFIX, "--profile=exact", "--file=/nowhere"], DATA, ["/nowhere"]),
     (["put", *PREFIX, "--profile=best", "--file={pages}"], USAGE, ["best"]),
-    (["put", *PREFIX, "--blocks=3", "--profile=exact", "--file={pages}"], USAGE,
+    (["put", *WHERE, "--blocks=3", "--profile=exact", "--file={pages}"], USAGE,
      [str(4 * BLOCK_BYTES), str(3 * BLOCK_BYTES)]),
     (["lookup", *PREFIX, "--layer-range", "1", "9"], USAGE, ["layer-range", "9", "2"]),
     (["lookup", "--blocks=1"], USAGE, ["--namespace"]),
-    (["lookup", "--namespace=tests/cli", *MODEL], USAGE, ["--blocks"]),
+    (["lookup", *WHERE], USAGE, ["--blocks"]),
     (["lookup", "--namespace=a b", *MODEL, "--blocks=1"], USAGE, ["namespace_name"]),
     (["no-such-verb"], USAGE, []),
     ([], USAGE, []),
