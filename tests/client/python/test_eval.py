@@ -92,8 +92,8 @@ def run_eval(folder, *extra):
 
 def test_eval_command_table_and_json(folder, capfd):
     assert run_eval(folder, "--codec-set", str(folder / "set.fqcs")) == 0
-    table = capfd.readouterr().out
-    assert len(table.splitlines()) == 1 + len(CODEC_NAMES)
+    table = capfd.readouterr()
+    assert len(table.out.splitlines()) == 1 + len(CODEC_NAMES) and "warning" not in table.err
     assert run_eval(folder, "--codecs", "q4_0", "fp8", "--json") == 0
     report = json.loads(capfd.readouterr().out)
     assert [codec["name"] for codec in report["codecs"]] == ["q4_0", "fp8"]
@@ -116,3 +116,11 @@ def test_eval_command_other_shape_refused(folder, tmp_path, capfd):
 def test_eval_command_not_a_model_refused(folder, tmp_path, capfd):
     assert main(["eval", "--model", str(tmp_path), "--text", "x", "--codecs", "fp8"]) == 1
     assert "no config.json" in capfd.readouterr().err
+
+
+def test_eval_command_longer_than_calibrated_warns(folder, tmp_path, capfd):
+    codec_set = random_codec_set(layers=2, kv_heads=2)
+    codec_set.calibrated_tokens = 256
+    write_codec_set(codec_set, tmp_path / "short.fqcs")
+    assert run_eval(folder, "--codec-set", str(tmp_path / "short.fqcs"), "--codecs", "fp8") == 0
+    assert "calibrated at 256 tokens, this measures 512" in capfd.readouterr().err

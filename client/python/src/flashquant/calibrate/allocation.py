@@ -5,6 +5,7 @@ takes, in each unit of channels, the class that minimises distortion + price * b
 the heads that use the profile. Units are 8 channels at d = 64, 16 elsewhere.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -117,7 +118,8 @@ def _spend_rest(menu: Menu, energy: np.ndarray, rest: int, channels: int) -> Non
         rest -= int(bits[place])
 
 
-def _bisect(make, budget_bits: int, channels: int, highest: float) -> Menu:
+def _bisect(make: Callable[[float], Menu], budget_bits: int, channels: int,
+            highest: float) -> Menu:
     """The menu `make(price)` with the lowest price whose bits fit the budget."""
     low, high = highest * 1e-12, highest
     for _ in range(BISECTIONS):

@@ -1,5 +1,6 @@
 """From statistics to a codec set: transforms, allocation, tables, refinement."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,9 @@ from flashquant.calibrate.tables import fit_tables
 from flashquant.calibrate.transform import DAMPING, Transform, fit_transform
 from flashquant.codec import PartCodec
 from flashquant.codec_set import CodecSet, Profile, row_dtype
+
+# (layer, head) -> classes of K and of V.
+ClassesOf = Callable[[int, int], list[list[int]]]
 
 LEAST_SD = 1e-4
 NO_LOSS = {"perplexity_excess_percent": 0.0, "standard_error_percent": 0.0, "kl_divergence": 0.0,
@@ -56,7 +60,7 @@ class _Fitter:
             self.rows[name] = value
         self.rows["sd"] = 1.0
 
-    def places(self):
+    def places(self) -> Iterator[tuple[int, int, int]]:
         """All (layer, head, K|V)."""
         layers, heads, _ = self.rows.shape
         for layer in range(layers):
@@ -77,7 +81,7 @@ class _Fitter:
         part = PartCodec(tuple(classes[kv]), self.rows[layer, head, kv]["base"], kv == 0)
         return u - part.decode(part.encode(u))
 
-    def fit_base(self, classes_of) -> Tensor:
+    def fit_base(self, classes_of: ClassesOf) -> Tensor:
         """Base tables and `sd`; returns the mean weighted square of the residual, [L, 2, G, d]."""
         energy = torch.zeros(self.statistics.mean.shape)
         for layer, head, kv in self.places():
@@ -91,7 +95,8 @@ class _Fitter:
             energy[layer, kv, head] = square * weight
         return energy
 
-    def fit_refinement(self, classes_of, refinement_of, energy: Tensor) -> None:
+    def fit_refinement(self, classes_of: ClassesOf, refinement_of: ClassesOf,
+                       energy: Tensor) -> None:
         """Refinement tables for residuals of mean weighted square `energy` [L, 2, G, d]."""
         for layer, head, kv in self.places():
             row = self.rows[layer, head, kv]
@@ -101,8 +106,7 @@ class _Fitter:
                 refinement_of(layer, head)[kv], kv == 0, self.generator)
 
 
-def _classes_of(menu: Menu, heads: int, size: int):
-    """(layer, head) -> [classes of K, classes of V]."""
+def _classes_of(menu: Menu, heads: int, size: int) -> ClassesOf:
     half = size // 8
 
     def find(layer: int, head: int) -> list[list[int]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from flashquant.models import Model, Window
+from flashquant.models import Model, Rows, Window
 from flashquant.models.base import same_rows
 
 BLOCK_TOKENS = 64
@@ -125,7 +125,8 @@ def _far_gradients(model: Model, index: int, x: Tensor, gradient: Tensor,
     return grads[0], torch.stack(grads[1:])
 
 
-def _fisher_of(model: Model, ids: Tensor, window: Window, seed: int, observe=same_rows) -> Tensor:
+def _fisher_of(model: Model, ids: Tensor, window: Window, seed: int,
+               observe: Rows = same_rows) -> Tensor:
     """E[g g^T] over far rows of one sequence, [L,2,G,d,d]; `observe` sees the rows on the way.
 
     True Fisher (labels from the model: Kunstner et al. 2019), one sample per position. Layers are

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from flashquant.codec import PAGE_TOKENS, SINK_TOKENS, RowCodec, row_codecs
 from flashquant.codec_set import CodecSet
-from flashquant.models import Rows
+from flashquant.models import Model, Rows
 from flashquant.rivals import RIVALS
 
 FQ_NAMES = ("compact", "near-lossless")
@@ -80,7 +80,7 @@ def make_codec(name: str, codec_set: CodecSet | None, head_size: int) -> NamedCo
                       slab_bytes(codec_set, refined) * 8 / values)
 
 
-def check_fits(codec_set: CodecSet, model) -> None:
+def check_fits(codec_set: CodecSet, model: Model) -> None:
     """ValueError if `codec_set` was made for another shape than `model` has."""
     for field in ("layers", "kv_heads", "head_size"):
         found, wanted = getattr(codec_set, field), getattr(model, field)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from flashquant.codec_set import read_codec_set
+from flashquant.codec_set import CodecSet, read_codec_set
 from flashquant.evaluate.codecs import CODEC_NAMES, check_fits, make_codec
 from flashquant.evaluate.scoring import Evaluation, Score
 from flashquant.models import load_model
@@ -47,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     codec_set = read_codec_set(args.codec_set) if args.codec_set else None
     if codec_set is not None:
         check_fits(codec_set, model)
+        _warn_of_length(codec_set, args.tokens)
     codecs = [make_codec(name, codec_set, model.head_size) for name in args.codecs]
     documents = read_documents(args.model, args.text, args.tokens)
     evaluation = Evaluation(model, documents, args.tokens)
@@ -58,6 +59,13 @@ def run(args: argparse.Namespace) -> int:
         print(f"{codec.name}: {scores[-1].seconds:.0f} s", file=sys.stderr)
     print(_json(model.name, perplexity, evaluation, scores) if args.json else _table(scores))
     return 0
+
+
+def _warn_of_length(codec_set: CodecSet, tokens: int) -> None:
+    """Statistics of short sequences do not hold for long ones (CODEC.md, round two)."""
+    if tokens > codec_set.calibrated_tokens:
+        print(f"warning: the codec set was calibrated at {codec_set.calibrated_tokens} tokens, "
+              f"this measures {tokens}", file=sys.stderr)
 
 
 def _json(model: str, perplexity: float, evaluation: Evaluation, scores: list[Score]) -> str:

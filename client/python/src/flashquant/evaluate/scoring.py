@@ -6,22 +6,21 @@ Running protocol: queries run in chunks of 64 tokens over coded pages, as an eng
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from flashquant.evaluate.codecs import NamedCodec
-from flashquant.models import Model, Window
-from flashquant.models.base import hidden_states
+from flashquant.models import Model, Rows, Window
+from flashquant.models.base import hidden_states, same_rows
 from flashquant.models.text import Document
 
 FIRST_SCORED = 256
 KL_STEP = 4
 ERROR_BLOCK = 64
 HEAD_CHUNK = 128
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class _Reference:
     log_probabilities: list[Tensor]
 
 
-def _log_probabilities(weight: Tensor, hidden: Tensor):
+def _log_probabilities(weight: Tensor, hidden: Tensor) -> Iterator[Tensor]:
     """Log probabilities [<= HEAD_CHUNK, vocabulary] of consecutive positions, chunk by chunk."""
     for part in hidden.split(HEAD_CHUNK):
         yield torch.log_softmax(part @ weight.T, -1)
@@ -78,8 +77,8 @@ class Evaluation:
         self._references = [self._reference(ids) for _, ids in self._documents]
         return math.exp(torch.cat([r.nll for r in self._references]).mean())
 
-    def _hidden(self, ids: Tensor, *rows) -> Tensor:
-        return hidden_states(self._model, ids, *rows, window=self._window)[self._first:-1]
+    def _hidden(self, ids: Tensor, rows: Rows = same_rows) -> Tensor:
+        return hidden_states(self._model, ids, rows, self._window)[self._first:-1]
 
     def _reference(self, ids: Tensor) -> _Reference:
         targets = ids[self._first + 1:].split(HEAD_CHUNK)
