@@ -10,7 +10,7 @@ PROTO_FILES = ("flashquant/v1/kv_cache.proto", "flashquant/v1/admin.proto")
 
 
 def generate_stubs() -> None:
-    """Writes *_pb2.py and *_pb2_grpc.py; keeps existing ones where the .proto files are not here."""
+    """Writes *_pb2.py and *_pb2_grpc.py; keeps what is there when the .proto files are not."""
     if not PROTO.is_dir():
         return
     from grpc_tools import protoc

@@ -17,7 +17,7 @@ class SegmentError(Exception):
 
 
 class Segment:
-    """`size` bytes of sealed memfd, mapped here. Memory lives until the last view of `view` is gone.
+    """`size` bytes of sealed memfd, mapped here; the memory lives as long as a view of `view`.
 
     The node never unmaps it before the session ends, so a segment whose call was given up must
     not be used again: a late write or read of the node could meet other contents.
