@@ -2,6 +2,7 @@
 PYTHON := .venv/bin/python
 BUILD := build/release
 MODEL := build/models/smollm2
+CODEC_SET := codec_sets/smollm2-135m-instruct.fqcs
 # Cache hits for checkouts in other folders.
 export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
@@ -50,7 +51,7 @@ bench:  ## benchmarks of kernels and server
 
 quality: model  ## loss of the codec set on held-out text
 	scripts/prepare_text.sh build/text
-	$(PYTHON) -m flashquant.evaluate --help
+	$(PYTHON) -m flashquant eval --model $(MODEL) --codec-set $(CODEC_SET) --text build/text/test/*.txt
 
 fuzz:  ## fuzz for FUZZ_SECONDS (600) a target
 	@scripts/setup.sh system

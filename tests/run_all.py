@@ -4,7 +4,7 @@
     tests/run_all.py [--build build/release] [--only build|ctest|pytest]
 
 C++ tests run under ctest, all others under pytest; both write JUnit files to BUILD/reports, which
-are summed here. A skipped test counts as failed unless tests/allowed_skips.txt names it with a reason.
+are summed here. A skip counts as a failure unless tests/allowed_skips.txt names it with a reason.
 """
 
 import argparse
