@@ -5,7 +5,7 @@
 #include <fstream>
 #include <map>
 #include <sstream>
-#include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -130,6 +130,16 @@ Values ReadEnvironment(absl::Span<const std::string> environment) {
   return values;
 }
 
+// Whether the option of that name may have several values.
+bool IsList(const std::string& option) {
+  bool list = false;
+  Options options;
+  ForEachOption(options, [&](const char* name, auto& field, const char*) {
+    if (option == name) list = std::is_same_v<decltype(field), std::vector<std::string>&>;
+  });
+  return list;
+}
+
 absl::StatusOr<Values> ReadConfigFile(const std::string& path) {
   std::ifstream in(path, std::ios::binary | std::ios::ate);
   if (!in) return absl::InvalidArgumentError(absl::StrCat("config: cannot open ", path));
@@ -141,15 +151,17 @@ absl::StatusOr<Values> ReadConfigFile(const std::string& path) {
   in.seekg(0);
   Values values;
   try {  // CLI11 reports by exceptions; they end here
-    for (CLI::ConfigItem& item : CLI::ConfigINI().from_config(in)) {
+    for (CLI::ConfigItem& item : CLI::ConfigTOML().from_config(in)) {
       if (!item.parents.empty()) {
         return absl::InvalidArgumentError(
             absl::StrCat("config: ", path, ": section [", item.parents[0], "] is not known"));
       }
-      if (!values.emplace(item.name, std::move(item.inputs)).second) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("config: ", path, ": ", item.name, " is given twice"));
+      if ((item.inputs.size() > 1 && !IsList(item.name)) || values.count(item.name) != 0) {
+        return absl::InvalidArgumentError(absl::StrCat("config: ", path, ": ", item.name, " = ",
+                                                       absl::StrJoin(item.inputs, ", "),
+                                                       ": given twice, or several values"));
       }
+      values.emplace(item.name, std::move(item.inputs));
     }
   } catch (const CLI::Error& e) {
     return absl::InvalidArgumentError(absl::StrCat("config: ", path, ": ", e.what()));

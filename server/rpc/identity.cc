@@ -44,16 +44,18 @@ std::string TenantOfCertificate(const grpc::AuthContext& auth) {
 
 absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context,
                                 const std::string& local_tenant) {
-  if (absl::StartsWith(context.peer(), "unix:")) return Caller{local_tenant, true};
-  std::shared_ptr<const grpc::AuthContext> auth = context.auth_context();
-  if (Properties(*auth, GRPC_TRANSPORT_SECURITY_TYPE_PROPERTY_NAME) !=
+  return CallerOf(context.peer(), *context.auth_context(), local_tenant);
+}
+
+absl::StatusOr<Caller> CallerOf(const std::string& peer, const grpc::AuthContext& auth,
+                                const std::string& local_tenant) {
+  if (absl::StartsWith(peer, "unix:")) return Caller{local_tenant, true};
+  if (Properties(auth, GRPC_TRANSPORT_SECURITY_TYPE_PROPERTY_NAME) !=
       std::vector<std::string>{GRPC_SSL_TRANSPORT_SECURITY_TYPE}) {
     return Caller{local_tenant, false};
   }
-  if (!Has(*auth, GRPC_X509_PEM_CERT_PROPERTY_NAME)) {
-    return Caller{kAnonymous, false};
-  }
-  std::string tenant = TenantOfCertificate(*auth);
+  if (!Has(auth, GRPC_X509_PEM_CERT_PROPERTY_NAME)) return Caller{kAnonymous, false};
+  std::string tenant = TenantOfCertificate(auth);
   if (tenant.empty() || tenant.size() > kMaxTenantBytes) {
     return absl::UnauthenticatedError(absl::StrCat("the client certificate's name has ",
                                                    tenant.size(), " bytes: must have 1..",

@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include <grpcpp/security/auth_context.h>
 #include <grpcpp/server_context.h>
 
 #include "absl/status/statusor.h"
@@ -18,6 +19,10 @@ struct Caller {
 // URI, else its first DNS name, else its common name. TLS without one: "anonymous".
 // Unauthenticated: a certificate without a usable name.
 absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context,
+                                const std::string& local_tenant);
+
+// The same of a connection's own words.
+absl::StatusOr<Caller> CallerOf(const std::string& peer, const grpc::AuthContext& auth,
                                 const std::string& local_tenant);
 
 }  // namespace fq

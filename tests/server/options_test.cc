@@ -1,0 +1,162 @@
+#include "server/options.h"
+
+#include <gtest/gtest.h>
+
+#include <fstream>
+
+#include "tests/testing/running_node.h"
+
+namespace fq {
+namespace {
+
+using Action = CommandLine::Action;
+
+std::string WriteFile(const TempFolder& folder, const std::string& text) {
+  const std::string path = folder.path() + "/node.conf";
+  std::ofstream(path) << text;
+  return path;
+}
+
+TEST(Options, NothingGiven_Defaults) {
+  const auto line = ParseCommandLine({}, {});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_EQ(line->options, Options());
+  EXPECT_EQ(line->action, Action::kServe);
+}
+
+TEST(Options, Precedence_FlagThenEnvironmentThenFileThenDefault) {
+  const TempFolder folder;
+  const std::string path = WriteFile(
+      folder, "workers = 3\nqueue-depth = 30\nmax-sessions = 33 # three\nhost-bytes = 2MiB\n");
+  const auto line = ParseCommandLine({"--config=" + path, "--workers", "1"},
+                                     {"FQ_WORKERS=2", "FQ_QUEUE_DEPTH=20", "OTHER=1"});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_EQ(line->options.workers, 1u);
+  EXPECT_EQ(line->options.queue_depth, 20u);
+  EXPECT_EQ(line->options.max_sessions, 33u);
+  EXPECT_EQ(line->options.host_bytes, 2u << 20);
+  EXPECT_EQ(line->options.max_segments, Options().max_segments);
+}
+
+TEST(Options, ConfigFromEnvironment_IsRead) {
+  const TempFolder folder;
+  const std::string path = WriteFile(folder, "tenant = \"team a\"\n");
+  const auto line = ParseCommandLine({}, {"FQ_CONFIG=" + path});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_EQ(line->options.tenant, "team a");
+}
+
+TEST(Options, CodecSets_RepeatOrList) {
+  auto line = ParseCommandLine({"--codec-set", "a", "--codec-set=b"}, {"FQ_CODEC_SET=c"});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_EQ(line->options.codec_sets, (std::vector<std::string>{"a", "b"}));
+  line = ParseCommandLine({}, {"FQ_CODEC_SET=a,b"});
+  EXPECT_EQ(line->options.codec_sets, (std::vector<std::string>{"a", "b"}));
+  line = ParseCommandLine({"--codec-set=", "--workers=1"}, {});
+  EXPECT_TRUE(line->options.codec_sets.empty());
+}
+
+TEST(Options, PrintConfig_ReadsBackTheSame) {
+  const TempFolder folder;
+  auto line = ParseCommandLine(
+      {"--print-config", "--host-bytes=5GiB", "--codec-set=a,b", "--metrics-listen=", "--tenant=t"},
+      {});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_EQ(line->action, Action::kPrintConfig);
+  const std::string path = WriteFile(folder, PrintConfig(line->options));
+  const auto again = ParseCommandLine({"--config", path}, {});
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->options, line->options);
+}
+
+TEST(Options, HelpAndVersion_AreTexts) {
+  const auto help = ParseCommandLine({"--help"}, {});
+  EXPECT_EQ(help->action, Action::kPrintText);
+  EXPECT_NE(help->text.find("--host-bytes"), std::string::npos);
+  EXPECT_NE(help->text.find("FQ_HOST_BYTES"), std::string::npos);
+  EXPECT_EQ(ParseCommandLine({"--version"}, {})->text, "flashquantd " FQ_VERSION "\n");
+}
+
+TEST(Options, SocketModeBits_AreOctal) {
+  Options options;
+  options.socket_mode = "0660";
+  EXPECT_EQ(SocketModeBits(options), 0660u);
+}
+
+struct Refused {
+  std::vector<std::string> args;
+  std::vector<std::string> parts;  // of the message: option and both values
+};
+
+class RefusedOptions : public testing::TestWithParam<Refused> {};
+
+TEST_P(RefusedOptions, NameOptionAndBothValues) {
+  const auto line = ParseCommandLine(GetParam().args, {});
+  ASSERT_FALSE(line.ok());
+  EXPECT_EQ(line.status().code(), absl::StatusCode::kInvalidArgument);
+  for (const std::string& part : GetParam().parts) {
+    EXPECT_NE(line.status().message().find(part), absl::string_view::npos) << line.status();
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Table, RefusedOptions,
+    testing::Values(
+        Refused{{"--host-bytes=5"}, {"host-bytes", "5", "1048576"}},
+        Refused{{"--host-bytes=-1"}, {"host-bytes", "-1"}},
+        Refused{{"--host-bytes=1e400"}, {"host-bytes", "1e400"}},
+        Refused{{"--workers=1025"}, {"workers", "1025", "1024"}},
+        Refused{{"--workers=-1"}, {"workers", "-1"}}, Refused{{"--workers=x"}, {"workers", "x"}},
+        Refused{{"--workers"}, {"workers"}},
+        Refused{{"--queue-depth=0"}, {"queue-depth", "0", "1"}},
+        Refused{{"--max-sessions=0"}, {"max-sessions", "0", "1"}},
+        Refused{{"--max-leases-per-session=0"}, {"max-leases-per-session", "0", "1"}},
+        Refused{{"--max-blocks-per-call=0"}, {"max-blocks-per-call", "0", "1"}},
+        Refused{{"--max-namespaces=0"}, {"max-namespaces", "0", "1"}},
+        Refused{{"--max-ranges-per-namespace=0"}, {"max-ranges-per-namespace", "0", "1"}},
+        Refused{{"--max-segments=0"}, {"max-segments", "0", "1"}},
+        Refused{{"--max-segment-bytes=1"}, {"max-segment-bytes", "1", "4096"}},
+        Refused{{"--max-inline-bytes=2GiB"}, {"max-inline-bytes", "2147483648", "1073741824"}},
+        Refused{{"--lease-ms=9"}, {"lease-ms", "9", "10"}},
+        Refused{{"--max-deadline-ms=0"}, {"max-deadline-ms", "0", "1"}},
+        Refused{{"--default-deadline-ms=9", "--max-deadline-ms=8"},
+                {"default-deadline-ms", "9", "8"}},
+        Refused{{"--drain-ms=3600001"}, {"drain-ms", "3600001", "3600000"}},
+        Refused{{"--socket=", "--listen="}, {"--socket", "--listen"}},
+        Refused{{"--socket=relative"}, {"socket", "relative", "absolute"}},
+        Refused{{"--socket=/" + std::string(100, 's')}, {"socket", "101", "100"}},
+        Refused{{"--socket-mode=0900"}, {"socket-mode", "0900"}},
+        Refused{{"--socket-mode=0066"}, {"socket-mode", "0066"}},
+        Refused{{"--socket-mode=01777"}, {"socket-mode", "01777"}},
+        Refused{{"--listen=0.0.0.0:1"}, {"listen", "0.0.0.0:1", "tls-cert", "plaintext"}},
+        Refused{{"--listen=1"}, {"listen", "1", "host:port"}},
+        Refused{{"--tls-cert=c"}, {"tls-cert", "c", "tls-key"}},
+        Refused{{"--tls-key=k"}, {"tls-key", "k", "tls-cert"}},
+        Refused{{"--tls-client-ca=a"}, {"tls-client-ca", "a", "tls-cert"}},
+        Refused{{"--metrics-listen=x"}, {"metrics-listen", "x", "host:port"}},
+        Refused{{"--tenant="}, {"tenant", "0", "1..256"}},
+        Refused{{"--tenant=" + std::string(257, 't')}, {"tenant", "257", "256"}},
+        Refused{{"--log-level=loud"}, {"log-level", "loud", "debug"}},
+        Refused{{"--log-format=xml"}, {"log-format", "xml", "json"}},
+        Refused{{"--unknown=1"}, {"unknown"}}, Refused{{"stray"}, {"stray"}},
+        Refused{{"--config=/nowhere"}, {"config", "/nowhere"}}));
+
+TEST(Options, BadFiles_AreRefusedWithTheirPath) {
+  const TempFolder folder;
+  for (const std::string& text :
+       {std::string("unknown = 1\n"), std::string("workers = 1\nworkers = 2\n"),
+        std::string("[section]\nworkers = 1\n"), std::string("config = other\n"),
+        std::string("workers = -1\n"), std::string((1 << 20) + 1, '#')}) {
+    const auto line = ParseCommandLine({"--config=" + WriteFile(folder, text)}, {});
+    ASSERT_FALSE(line.ok()) << text.substr(0, 80);
+    EXPECT_EQ(line.status().code(), absl::StatusCode::kInvalidArgument);
+  }
+}
+
+TEST(Options, NetworkWithTls_IsAccepted) {
+  EXPECT_TRUE(ParseCommandLine({"--listen=0.0.0.0:1", "--tls-cert=c", "--tls-key=k"}, {}).ok());
+  EXPECT_TRUE(ParseCommandLine({"--listen=127.0.0.1:1"}, {}).ok());
+}
+
+}  // namespace
+}  // namespace fq

@@ -1,0 +1,99 @@
+// A page path on a small store with a synthetic codec set, without any wire. For page_path_*_test.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "server/namespaces.h"
+#include "server/page_path.h"
+#include "tests/testing/codec_set_builder.h"
+#include "tests/testing/running_node.h"
+
+namespace fq {
+
+class PagePathTest : public testing::Test {
+ protected:
+  PagePathTest()
+      : set_(*CodecSet::Parse(BuildCodecSet(kTestLayers, kTestHeads, kTestHeadSize, 1))),
+        registry_({4, 4}, {set_}, ScalarBackend()),
+        store_(*Store::Create({8 << 20, 1})) {
+    Descriptor d;
+    d.model = "m";
+    d.layers = kTestLayers;
+    d.kv_heads = kTestHeads;
+    d.head_size = kTestHeadSize;
+    d.codec_set_id = std::string(set_->id().begin(), set_->id().end());
+    space_ = *registry_.Open("t", "n", d, {0, kTestLayers, 0, kTestHeads});
+  }
+
+  static BlockKey Key(uint8_t name) {
+    BlockKey key{};
+    key[0] = name;
+    return key;
+  }
+  SlabKey Slab(uint8_t name) const { return {space_->scope, Key(name)}; }
+
+  // Blocks `first` .. `first + count - 1` of the one chain; block i has key i.
+  StoreCall Batch(Profile profile, uint8_t first, uint8_t count) {
+    memory_ = TestPages(*set_, count, 1000u * first + 1);
+    StoreCall call;
+    call.profile = profile;
+    call.first_block_index = first;
+    call.pages.layout = DenseLayout(space_->shape());
+    for (uint8_t i = 0; i < count; ++i) {
+      call.keys.push_back(Key(static_cast<uint8_t>(first + i)));
+      call.pages.places.push_back({{i * kTestBlockBytes}, 0});
+    }
+    for (int i = std::max(0, first - 2); i < first; ++i) {
+      call.preceding_keys.push_back(Key(static_cast<uint8_t>(i)));
+    }
+    call.memory =
+        absl::MakeConstSpan(reinterpret_cast<const std::byte*>(memory_.data()), memory_.size());
+    return call;
+  }
+
+  std::vector<BlockOutcome> StoreBatch(Profile profile, uint8_t first, uint8_t count) {
+    auto outcomes = path_.StoreBlocks({}, *space_, Batch(profile, first, count));
+    EXPECT_TRUE(outcomes.ok()) << outcomes.status();
+    return *outcomes;
+  }
+
+  // 'r' with refinement, 'b' base alone, 'e' exact, 'u' universal, '-' not here; one per block.
+  std::string Held(uint8_t count) {
+    std::string held;
+    for (uint8_t i = 0; i < count; ++i) {
+      const Pin pin = store_->Find(Slab(i));
+      held += !pin ? '-' : "erbu"[static_cast<int>(DeliveredProfile(pin)) - 1];
+    }
+    return held;
+  }
+
+  LookupResult Find(uint8_t count, Profile floor = Profile::kCompact) {
+    LookupCall call;
+    for (uint8_t i = 0; i < count; ++i) call.keys.push_back(Key(i));
+    call.floor = floor;
+    return path_.Lookup(*space_, call);
+  }
+
+  static constexpr auto kOk = BlockOutcome::kOk;
+  static constexpr auto kExists = BlockOutcome::kExists;
+  static constexpr auto kMiss = BlockOutcome::kMiss;
+  static constexpr auto kFull = BlockOutcome::kFull;
+  static constexpr auto kBelowFloor = BlockOutcome::kBelowFloor;
+
+  std::shared_ptr<const CodecSet> set_;
+  NamespaceRegistry registry_;
+  std::unique_ptr<Store> store_;
+  WorkerPool workers_{2, 64};
+  Metrics metrics_;
+  PagePath path_{store_.get(), &workers_, &metrics_};
+  std::shared_ptr<const SlabSpace> space_;
+  std::string memory_;
+};
+
+}  // namespace fq

@@ -1,0 +1,114 @@
+#include "server/workers.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+
+#include "absl/synchronization/notification.h"
+#include "server/retry_after.h"
+
+namespace fq {
+namespace {
+
+// Keeps every worker of a pool busy until released.
+class Blocker {
+ public:
+  explicit Blocker(WorkerPool& pool) {
+    for (uint32_t i = 0; i < pool.workers(); ++i) {
+      absl::Notification started;
+      EXPECT_TRUE(pool.Submit([this, &started] {
+                        started.Notify();
+                        release_.WaitForNotification();
+                      })
+                      .ok());
+      started.WaitForNotification();
+    }
+  }
+  void Release() { release_.Notify(); }
+
+ private:
+  absl::Notification release_;
+};
+
+TEST(WorkerPool, QueueFull_IsRefusedWithRetryAfterAndBothNumbers) {
+  WorkerPool pool(2, 3);
+  Blocker blocker(pool);
+  std::atomic<int> ran{0};
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(pool.Submit([&] { ++ran; }).ok());
+  EXPECT_EQ(pool.queued(), 3u);
+  const absl::Status refused = pool.Submit([&] { ++ran; });
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_NE(refused.message().find("queue-depth: 3"), absl::string_view::npos) << refused;
+  EXPECT_TRUE(RetryAfterMs(refused).has_value());
+  blocker.Release();
+}
+
+TEST(WorkerPool, Destroyed_RunsWhatWasQueued) {
+  std::atomic<int> ran{0};
+  {
+    WorkerPool pool(1, 100);
+    for (int i = 0; i < 50; ++i) EXPECT_TRUE(pool.Submit([&] { ++ran; }).ok());
+  }
+  EXPECT_EQ(ran, 50);
+}
+
+TEST(WorkerPool, ForEach_CallsEachIndexOnce) {
+  WorkerPool pool(3, 100);
+  std::vector<std::atomic<int>> calls(200);
+  EXPECT_TRUE(pool.ForEach(calls.size(),
+                           [&](size_t i) {
+                             ++calls[i];
+                             return absl::OkStatus();
+                           })
+                  .ok());
+  for (const auto& count : calls) EXPECT_EQ(count, 1);
+}
+
+TEST(WorkerPool, ForEachWhileAllAreBusy_RunsOnTheCaller) {
+  WorkerPool pool(2, 1);
+  Blocker blocker(pool);
+  int calls = 0;
+  EXPECT_TRUE(pool.ForEach(10,
+                           [&](size_t) {
+                             ++calls;
+                             return absl::OkStatus();
+                           })
+                  .ok());
+  EXPECT_EQ(calls, 10);
+  blocker.Release();
+}
+
+TEST(WorkerPool, ForEachFails_StopsAndReturnsTheError) {
+  WorkerPool pool(1, 1);
+  int calls = 0;
+  const absl::Status status = pool.ForEach(10, [&](size_t i) {
+    ++calls;
+    return i == 2 ? absl::CancelledError("two") : absl::OkStatus();
+  });
+  EXPECT_EQ(status, absl::CancelledError("two"));
+  EXPECT_EQ(calls, 3);
+}
+
+TEST(WorkerPool, ForEachInsideJobs_NeverDeadlocks) {
+  WorkerPool pool(2, 100);
+  std::atomic<int> calls{0};
+  {
+    WorkerPool outer(4, 100);
+    for (int i = 0; i < 20; ++i) {
+      EXPECT_TRUE(outer
+                      .Submit([&] {
+                        pool.ForEach(20,
+                                     [&](size_t) {
+                                       ++calls;
+                                       return absl::OkStatus();
+                                     })
+                            .IgnoreError();
+                      })
+                      .ok());
+    }
+  }
+  EXPECT_EQ(calls, 400);
+}
+
+}  // namespace
+}  // namespace fq
