@@ -53,7 +53,7 @@ struct AttendTask {
 };
 
 // Stateless; all methods may be called from any thread. Tasks are trusted (SlabCodec has checked
-// them).
+// them). The CPU backends work in the calling thread, with up to 300 KiB of scratch on its stack.
 class Backend {
  public:
   virtual ~Backend() = default;

@@ -17,9 +17,11 @@
 
 // Evaluates a StatusOr<T>; returns its error, or moves its value into `lhs`, which may be a
 // declaration.
+// NOLINTBEGIN(bugprone-macro-parentheses): a declaration cannot stand in parentheses
 #define FQ_ASSIGN_OR_RETURN(lhs, expression) \
   FQ_ASSIGN_OR_RETURN_INNER(FQ_STATUS_CONCAT(fq_status_or_, __LINE__), lhs, expression)
 #define FQ_ASSIGN_OR_RETURN_INNER(result, lhs, expression) \
   auto result = (expression);                              \
   if (!result.ok()) return std::move(result).status();     \
   lhs = std::move(result).value()
+// NOLINTEND(bugprone-macro-parentheses)

@@ -10,6 +10,7 @@
 
 #include "benchmark/benchmark.h"
 #include "kernels/backend.h"
+#include "kernels/codec/checksum.h"
 #include "kernels/codec/float_convert.h"
 #include "kernels/codec/page_layout.h"
 #include "kernels/page_bytes.h"
@@ -167,6 +168,13 @@ void BM_Memcpy(benchmark::State& state) {
   Report(state, pages);
 }
 
+// What Verify and every decode of a slab cost besides: bytes are coded bytes.
+void BM_Checksum(benchmark::State& state) {
+  const std::vector<std::byte> bytes(static_cast<size_t>(state.range(0)));
+  for (auto _ : state) benchmark::DoNotOptimize(Checksum(bytes.data(), bytes.size()));
+  state.SetBytesProcessed(static_cast<int64_t>(state.iterations() * bytes.size()));
+}
+
 void BM_EncodeQ4(benchmark::State& state) {
   Pages pages(Codec::kExact, static_cast<int>(state.range(0)));
   std::vector<std::byte> blocks(pages.rows().size() / kQ4Values * kQ4Bytes);
@@ -206,6 +214,7 @@ FQ_CODEC_BENCHMARKS(BM_Encode);
 FQ_CODEC_BENCHMARKS(BM_Decode);
 FQ_CODEC_BENCHMARKS(BM_Attend);
 BENCHMARK(BM_Memcpy)->Arg(64)->Arg(128);
+BENCHMARK(BM_Checksum)->Arg(2176)->Arg(1 << 18);
 BENCHMARK(BM_EncodeQ4)->Arg(64)->Arg(128);
 BENCHMARK(BM_DecodeQ4)->Arg(64)->Arg(128);
 

@@ -1,5 +1,6 @@
 #include "kernels/codec_set.h"
 
+#include <algorithm>
 #include <cstring>
 #include <limits>
 
@@ -31,7 +32,7 @@ std::vector<std::byte> WithJson(std::vector<std::byte> file, const std::string& 
   char* json = reinterpret_cast<char*>(file.data() + 64);
   const size_t at = std::string(json, JsonBytes(file)).find(from);
   EXPECT_NE(at, std::string::npos) << from;
-  std::memcpy(json + at, to.data(), to.size());
+  std::copy(to.begin(), to.end(), json + at);
   SealCodecSet(&file);
   return file;
 }

@@ -62,7 +62,7 @@ TEST(ChainWord, Bytes_OverlapAsFormatSays) {
 
 TEST(NearestEntry, TiesAndNaN_LowestIndex) {
   static SearchTable table{};
-  for (int i = 0; i < kTableEntries; ++i) table.value[0][i] = static_cast<float>(i / 2);
+  for (int i = 0; i < kTableEntries; ++i) table.value[0][i] = static_cast<float>(i - i % 2) * 0.5f;
   for (int i = 0; i < kTableEntries; ++i) table.start[i] = NearestStart(table, 2, i);
   const float x[] = {7.2f, 0.0f}, tie[] = {7.5f, 0.0f}, nan[] = {kNaN, 0.0f};
   EXPECT_EQ(NearestEntry(table, 2, x, 1), 14);

@@ -115,12 +115,15 @@ TEST(SimdPrimitives, PagesSplitOverThreads_SameBytes) {
   const auto set = SetOf(64);
   Random random(kSeed);
   std::vector<Page> together, apart;
+  together.reserve(32);
   for (int i = 0; i < 32; ++i) together.push_back(RandomPage(*set, &random));
   apart = together;
   std::vector<EncodeTask> tasks;
+  tasks.reserve(together.size());
   for (Page& page : together) tasks.push_back(page.Task());
   ASSERT_TRUE(CpuBackend()->Encode(ContextOf(*set), tasks).ok());
   std::vector<std::thread> threads;
+  threads.reserve(4);
   for (int t = 0; t < 4; ++t) {
     threads.emplace_back([&, t] {
       for (size_t i = t; i < apart.size(); i += 4) {
