@@ -25,8 +25,9 @@ constexpr int kReconnectMsMax = 1000;
 
 using Stub = grpc::TemplatedGenericStub<grpc::ByteBuffer, grpc::ByteBuffer>;
 
-// What a call in flight needs. gRPC's callback shares it with the waiting caller, who may leave
-// first.
+// A call in flight. It belongs to the thread that waits for it and is never left to gRPC's
+// callback: the context holds the channel, and whoever lets go of the last channel joins gRPC's
+// threads, which one of those threads cannot.
 struct CallState {
   grpc::ClientContext context;
   grpc::ByteBuffer request, reply;
@@ -75,22 +76,23 @@ grpc::ChannelArguments Arguments(const ClientOptions& options) {
   return arguments;
 }
 
-void Start(Stub& stub, const std::string& method, const std::shared_ptr<CallState>& call) {
-  stub.UnaryCall(&call->context, method, {}, &call->request, &call->reply,
-                 [call](const grpc::Status& status) {
-                   absl::MutexLock lock(&call->mu);
-                   call->status = FromGrpc(status, call->context);
-                   call->done = true;
-                   call->finished.SignalAll();
+void Start(Stub& stub, const std::string& method, CallState& call) {
+  stub.UnaryCall(&call.context, method, {}, &call.request, &call.reply,
+                 [&call](const grpc::Status& status) {
+                   absl::MutexLock lock(&call.mu);
+                   call.status = FromGrpc(status, call.context);
+                   call.done = true;
+                   call.finished.SignalAll();
                  });
 }
 
+// A cancelled call ends at once, without the node.
 absl::Status Wait(CallState& call, absl::Time deadline) {
   absl::MutexLock lock(&call.mu);
   while (!call.done) {
-    if (!call.finished.WaitWithDeadline(&call.mu, deadline + kTimerSlack)) continue;
-    if (call.done) break;
+    if (!call.finished.WaitWithDeadline(&call.mu, deadline + kTimerSlack) || call.done) continue;
     call.context.TryCancel();
+    while (!call.done) call.finished.Wait(&call.mu);
     return absl::DeadlineExceededError("the node did not answer in time");
   }
   return call.status;
@@ -118,15 +120,15 @@ absl::Time NodeLink::DeadlineOf(absl::Duration wanted) const {
 absl::StatusOr<grpc::ByteBuffer> NodeLink::Call(const std::string& method, grpc::ByteBuffer request,
                                                 absl::Time deadline) {
   FQ_RETURN_IF_ERROR(AskBreaker());
-  auto call = std::make_shared<CallState>();
-  call->request = std::move(request);
-  call->context.set_deadline(absl::ToChronoTime(deadline));
+  CallState call;
+  call.request = std::move(request);
+  call.context.set_deadline(absl::ToChronoTime(deadline));
   Stub stub(channel_);
   Start(stub, method, call);
-  const absl::Status status = Wait(*call, deadline);
+  const absl::Status status = Wait(call, deadline);
   Report(status);
   FQ_RETURN_IF_ERROR(status);
-  return std::move(call->reply);
+  return std::move(call.reply);
 }
 
 absl::Status NodeLink::AskBreaker() {

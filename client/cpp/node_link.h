@@ -24,8 +24,8 @@ class NodeLink {
   // Connects lazily. InvalidArgument: the endpoint or the TLS files make no sense.
   static absl::StatusOr<std::shared_ptr<NodeLink>> Create(const ClientOptions& options);
 
-  // One unary call, "/flashquant.v1.KvCache/Lookup". Returns within deadline + kTimerSlack.
-  // Unavailable at once while the breaker is open. Errors of the node as they are.
+  // One unary call, "/flashquant.v1.KvCache/Lookup", of a valid buffer. Returns within deadline +
+  // kTimerSlack. Unavailable at once while the breaker is open. Errors of the node as they are.
   absl::StatusOr<grpc::ByteBuffer> Call(const std::string& method, grpc::ByteBuffer request,
                                         absl::Time deadline);
 

@@ -18,8 +18,8 @@ namespace fq::client {
 
 grpc::ByteBuffer Serialize(const google::protobuf::MessageLite& message);
 
-// `header` without its payload, and the payload behind it. The bytes are copied: gRPC may hold them
-// after a call that was given up.
+// `header` without its payload, and the payload behind it. The bytes are copied: gRPC may still
+// hold them when a call has been cancelled.
 grpc::ByteBuffer SerializeWithPayload(const google::protobuf::MessageLite& header,
                                       absl::Span<const std::byte> payload);
 

@@ -8,7 +8,7 @@
 namespace fq::client {
 
 Session::Keeper::~Keeper() {
-  std::shared_ptr<SessionStream> stream;
+  std::unique_ptr<SessionStream> stream;
   {
     absl::MutexLock lock(&mu_);
     stream = std::move(stream_);
@@ -23,7 +23,7 @@ absl::StatusOr<SessionInfo> Session::Keeper::Get(absl::Time deadline) {
     if (usable_ && stream_->alive()) return info_;
     opening_ = true;
   }
-  absl::StatusOr<std::shared_ptr<SessionStream>> stream = OpenStream(deadline);
+  absl::StatusOr<std::unique_ptr<SessionStream>> stream = OpenStream(deadline);
   const absl::Status status = stream.ok() ? Adopt(*std::move(stream)) : stream.status();
   absl::MutexLock lock(&mu_);
   opening_ = false;
@@ -40,7 +40,7 @@ absl::Status Session::Keeper::WaitForTurn(absl::Time deadline) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::shared_ptr<SessionStream>> Session::Keeper::OpenStream(absl::Time deadline) {
+absl::StatusOr<std::unique_ptr<SessionStream>> Session::Keeper::OpenStream(absl::Time deadline) {
   FQ_RETURN_IF_ERROR(link_->AskBreaker());
   auto stream =
       SessionStream::Open(link_->channel(), ToWire(spec_, link_->options().client_name), deadline);
@@ -49,7 +49,7 @@ absl::StatusOr<std::shared_ptr<SessionStream>> Session::Keeper::OpenStream(absl:
 }
 
 // Keys made before must stay right, so the node must still see the same namespace and tenant.
-absl::Status Session::Keeper::Adopt(std::shared_ptr<SessionStream> stream) {
+absl::Status Session::Keeper::Adopt(std::unique_ptr<SessionStream> stream) {
   absl::StatusOr<SessionInfo> info = FromWire(stream->response());
   absl::Status status = info.status();
   {

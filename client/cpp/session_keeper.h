@@ -54,9 +54,9 @@ class Session::Keeper {
   };
 
   absl::Status WaitForTurn(absl::Time deadline) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  absl::StatusOr<std::shared_ptr<SessionStream>> OpenStream(absl::Time deadline)
+  absl::StatusOr<std::unique_ptr<SessionStream>> OpenStream(absl::Time deadline)
       ABSL_LOCKS_EXCLUDED(mu_);
-  absl::Status Adopt(std::shared_ptr<SessionStream> stream) ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Adopt(std::unique_ptr<SessionStream> stream) ABSL_LOCKS_EXCLUDED(mu_);
   std::vector<uint32_t> TakeStale(const SessionInfo& info) ABSL_LOCKS_EXCLUDED(mu_);
   bool Current(const SessionInfo& info) const ABSL_SHARED_LOCKS_REQUIRED(mu_);
 
@@ -66,7 +66,7 @@ class Session::Keeper {
   absl::CondVar opened_;
   bool opening_ ABSL_GUARDED_BY(mu_) = false;
   bool usable_ ABSL_GUARDED_BY(mu_) = false;
-  std::shared_ptr<SessionStream> stream_ ABSL_GUARDED_BY(mu_);  // gRPC holds it too
+  std::unique_ptr<SessionStream> stream_ ABSL_GUARDED_BY(mu_);
   SessionInfo info_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<const Segment*, Registered> registered_ ABSL_GUARDED_BY(mu_);
   std::vector<uint32_t> stale_ ABSL_GUARDED_BY(mu_);  // ids of memory that was replaced

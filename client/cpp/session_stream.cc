@@ -12,28 +12,20 @@ constexpr absl::Duration kGoodbye = absl::Milliseconds(100);
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<SessionStream>> SessionStream::Open(
+absl::StatusOr<std::unique_ptr<SessionStream>> SessionStream::Open(
     const std::shared_ptr<grpc::Channel>& channel, const flashquant::v1::SessionRequest& request,
     absl::Time deadline) {
-  std::shared_ptr<SessionStream> stream(new SessionStream(request));
-  stream->Start(channel, stream);
-  absl::Status status = stream->WaitUntilOpen(deadline);
+  std::unique_ptr<SessionStream> stream(new SessionStream(request));
+  stream->Start(channel);
+  const absl::Status status = stream->WaitUntilOpen(deadline);
   if (status.ok()) return stream;
-  if (absl::IsDeadlineExceeded(status)) stream->context_.TryCancel();
-  stream->RemoveHold();
-  if (absl::IsDeadlineExceeded(status)) return status;
-  return stream->WaitUntilDone(deadline);  // the node said why
+  const absl::Status end = stream->Finish(deadline);  // the node may say why
+  return absl::IsDeadlineExceeded(status) || end.ok() ? status : end;
 }
 
-// The hold keeps gRPC from finishing before Close, which writes from outside a reaction.
-void SessionStream::Start(const std::shared_ptr<grpc::Channel>& channel,
-                          std::shared_ptr<SessionStream> self) {
-  {
-    absl::MutexLock lock(&mu_);
-    self_ = std::move(self);
-  }
-  stub_ = flashquant::v1::KvCache::NewStub(channel);
-  stub_->async()->Session(&context_, this);
+// The hold keeps gRPC from finishing before Finish, so that Close may write.
+void SessionStream::Start(const std::shared_ptr<grpc::Channel>& channel) {
+  flashquant::v1::KvCache::NewStub(channel)->async()->Session(&context_, this);
   AddHold();
   StartWrite(&request_);
   StartRead(&response_);
@@ -49,13 +41,15 @@ absl::Status SessionStream::WaitUntilOpen(absl::Time deadline) {
   return open_ ? absl::OkStatus() : absl::UnavailableError("the node refused the session");
 }
 
-absl::Status SessionStream::WaitUntilDone(absl::Time deadline) {
+absl::Status SessionStream::Finish(absl::Time deadline) {
+  RemoveHold();
   absl::MutexLock lock(&mu_);
   while (!done_) {
-    if (changed_.WaitWithDeadline(&mu_, deadline) && !done_) break;
+    if (!changed_.WaitWithDeadline(&mu_, deadline) || done_) continue;
+    context_.TryCancel();
+    while (!done_) changed_.Wait(&mu_);
   }
-  if (done_ && !status_.ok()) return status_;
-  return absl::UnavailableError("the node ended the session");
+  return status_;
 }
 
 bool SessionStream::alive() const {
@@ -74,21 +68,16 @@ void SessionStream::OnReadDone(bool ok) {
 }
 
 void SessionStream::OnDone(const grpc::Status& status) {
-  std::shared_ptr<SessionStream> self;  // dies after the lock
   absl::MutexLock lock(&mu_);
   done_ = true;
   status_ =
       absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
   changed_.SignalAll();
-  self = std::move(self_);
 }
 
 void SessionStream::Close() {
   StartWritesDone();
-  RemoveHold();
-  if (WaitUntilDone(absl::Now() + kGoodbye).code() == absl::StatusCode::kUnavailable) {
-    context_.TryCancel();  // no effect on a stream that is done
-  }
+  Finish(absl::Now() + kGoodbye).IgnoreError();
 }
 
 }  // namespace fq::client

@@ -21,7 +21,7 @@ class SessionStream : public grpc::ClientBidiReactor<flashquant::v1::SessionRequ
                                                      flashquant::v1::SessionResponse> {
  public:
   // Waits for the node's answer, at most until `deadline`. Errors: those of the Session RPC.
-  static absl::StatusOr<std::shared_ptr<SessionStream>> Open(
+  static absl::StatusOr<std::unique_ptr<SessionStream>> Open(
       const std::shared_ptr<grpc::Channel>& channel, const flashquant::v1::SessionRequest& request,
       absl::Time deadline);
 
@@ -30,18 +30,20 @@ class SessionStream : public grpc::ClientBidiReactor<flashquant::v1::SessionRequ
   const flashquant::v1::SessionResponse& response() const { return response_; }
 
   // Tells the node that we leave; waits a moment for its answer, then leaves anyway. Call it once
-  // on each stream that Open gave.
+  // on each stream that Open gave, before letting go of it.
   void Close() ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
   explicit SessionStream(const flashquant::v1::SessionRequest& request) : request_(request) {}
-  void Start(const std::shared_ptr<grpc::Channel>& channel, std::shared_ptr<SessionStream> self);
+  void Start(const std::shared_ptr<grpc::Channel>& channel);
   absl::Status WaitUntilOpen(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
-  absl::Status WaitUntilDone(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Lets gRPC finish and waits for it: until `deadline` for the node's own end of the stream, then
+  // it is cancelled, which needs no node. gRPC does not know us any more afterwards.
+  absl::Status Finish(absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
   void OnReadDone(bool ok) override ABSL_LOCKS_EXCLUDED(mu_);
   void OnDone(const grpc::Status& status) override ABSL_LOCKS_EXCLUDED(mu_);
 
-  std::unique_ptr<flashquant::v1::KvCache::Stub> stub_;
   grpc::ClientContext context_;
   const flashquant::v1::SessionRequest request_;
   flashquant::v1::SessionResponse response_;  // written before open_
@@ -52,7 +54,6 @@ class SessionStream : public grpc::ClientBidiReactor<flashquant::v1::SessionRequ
   bool reading_ ABSL_GUARDED_BY(mu_) = true;  // the node has not closed its half
   bool done_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status status_ ABSL_GUARDED_BY(mu_);
-  std::shared_ptr<SessionStream> self_ ABSL_GUARDED_BY(mu_);  // gRPC holds us until OnDone
 };
 
 }  // namespace fq::client

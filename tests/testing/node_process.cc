@@ -1,0 +1,76 @@
+#include "tests/testing/node_process.h"
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <thread>
+#include <utility>
+
+extern char** environ;
+
+namespace fq {
+
+NodeProcess::NodeProcess(std::vector<std::string> arguments)
+    : arguments_(std::move(arguments)), folder_("/tmp/fqp-XXXXXX") {
+  EXPECT_NE(mkdtemp(folder_.data()), nullptr);
+  arguments_.insert(arguments_.begin(), {FQ_BINARY_DIR "/bin/flashquantd", "--socket", socket(),
+                                         "--metrics-listen", "", "--workers", "2"});
+  Start();
+}
+
+NodeProcess::~NodeProcess() {
+  Kill();
+  std::filesystem::remove_all(folder_);
+}
+
+void NodeProcess::Start() {
+  std::vector<char*> argv;
+  for (std::string& argument : arguments_) argv.push_back(argument.data());
+  argv.push_back(nullptr);
+  const std::string log = folder_ + "/log";
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  posix_spawn_file_actions_addopen(&actions, 2, log.c_str(), O_CREAT | O_APPEND | O_WRONLY, 0600);
+  EXPECT_EQ(posix_spawn(&process_, argv[0], &actions, nullptr, argv.data(), environ), 0) << argv[0];
+  posix_spawn_file_actions_destroy(&actions);
+  for (int i = 0; i < 1000 && !Listens(); ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  EXPECT_TRUE(Listens()) << "see " << log;
+}
+
+bool NodeProcess::Listens() const {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  std::strncpy(address.sun_path, socket().c_str(), sizeof(address.sun_path) - 1);
+  const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const bool ok = connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
+  close(fd);
+  return ok;
+}
+
+void NodeProcess::Freeze() {
+  kill(process_, SIGSTOP);
+  int status = 0;
+  EXPECT_EQ(waitpid(process_, &status, WUNTRACED), process_);  // until every thread stands
+}
+
+void NodeProcess::Thaw() { kill(process_, SIGCONT); }
+
+void NodeProcess::Kill() {
+  if (process_ <= 0) return;
+  kill(process_, SIGKILL);
+  waitpid(process_, nullptr, 0);
+  process_ = -1;
+}
+
+}  // namespace fq
