@@ -175,7 +175,9 @@ class Client:
         if not lease_id:
             return
         request = pb.ReleaseRequest(session_id=link.session_id, lease_ids=[lease_id])
-        self.call_later(link, "Release", request, self.deadlines.lookup_s)
+        future = self.call_later(link, "Release", request, self.deadlines.lookup_s)
+        if future is not None:
+            future.add_done_callback(lambda _: None)  # gRPC cancels a call that nobody holds
 
     # State of the link.
 

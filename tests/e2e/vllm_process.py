@@ -1,0 +1,98 @@
+"""A vLLM engine as a child process that takes commands on stdin, one JSON object a line.
+
+Run as a script it is the child; Engine is the parent's side.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULT = "RESULT "
+START_S = 240
+ANSWER_S = 120
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(HERE),
+}
+
+
+class Engine:
+    """Starts the child; a context manager. `transfer`: kv_transfer_config, or None."""
+
+    def __init__(self, model: Path, transfer: dict[str, Any] | None, log: Path,
+                 fault: Path | None = None) -> None:
+        environment = {**os.environ, **ENVIRONMENT, "FQ_TEST_FAULT": str(fault or "")}
+        command = [sys.executable, str(HERE / "vllm_process.py"), str(model),
+                   json.dumps(transfer)]
+        self._log = log
+        with log.open("wb") as sink:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=sink, text=True,
+                env=environment, start_new_session=True, errors="replace")
+        self._answer()
+
+    def generate(self, prompt: list[int], fresh: bool = False) -> dict[str, Any]:
+        """Tokens, cached tokens and seconds in the queue (lookup and load included) of one
+        request; `fresh`: forget local blocks first."""
+        begin_s = time.monotonic()
+        self._process.stdin.write(json.dumps({"prompt": prompt, "fresh": fresh}) + "\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        assert time.monotonic() - begin_s < ANSWER_S, "the engine hung"
+        return answer
+
+    def _answer(self) -> dict[str, Any]:
+        for line in self._process.stdout:
+            if line.startswith(RESULT):
+                return json.loads(line[len(RESULT):])
+        tail = self._log.read_text("utf-8", "replace")[-4000:]
+        raise AssertionError(f"the engine is gone ({self._process.wait()}):\n{tail}")
+
+    def close(self) -> None:
+        """Ends the child and all it started."""
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def reply(answer: dict[str, Any]) -> None:
+    """One line for the parent."""
+    print(RESULT + json.dumps(answer), flush=True)
+
+
+def serve(model: str, transfer: dict[str, Any] | None) -> None:
+    """The child."""
+    from vllm import LLM, SamplingParams
+    from vllm.config import KVTransferConfig
+
+    more = {"kv_transfer_config": KVTransferConfig(**transfer)} if transfer else {}
+    llm = LLM(model=model, dtype="bfloat16", block_size=64, max_model_len=2048,
+              max_num_batched_tokens=512, enforce_eager=True, enable_prefix_caching=True,
+              disable_log_stats=False, **more)
+    parameters = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True)
+    reply({"started": True})
+    for line in sys.stdin:
+        command = json.loads(line)
+        if command["fresh"]:
+            llm.reset_prefix_cache()
+        output, = llm.generate([{"prompt_token_ids": command["prompt"]}], parameters,
+                               use_tqdm=False)
+        reply({"tokens": list(output.outputs[0].token_ids), "cached": output.num_cached_tokens,
+               "reason": output.outputs[0].finish_reason,
+               "waited_s": output.metrics.scheduled_ts - output.metrics.queued_ts})
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1], json.loads(sys.argv[2]))
