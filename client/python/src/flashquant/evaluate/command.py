@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
     scores = []
     for codec in codecs:
         scores.append(evaluation.score(codec))
-        print(f"{codec.name}: {scores[-1].seconds:.0f} s", file=sys.stderr)
+        print(f"{codec.name}: perplexity excess {scores[-1].perplexity_excess_percent:.2f} %, "
+              f"{scores[-1].seconds:.0f} s", file=sys.stderr)
     print(_json(model.name, perplexity, evaluation, scores) if args.json else _table(scores))
     return 0
 
