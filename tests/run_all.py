@@ -11,6 +11,7 @@ import argparse
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,8 @@ from dataclasses import dataclass, field
 ROOT = pathlib.Path(__file__).parent.parent
 ALLOWED_SKIPS = ROOT / "tests/allowed_skips.txt"
 SLOWEST_SHOWN = 8
+STEP_SECONDS_MAX = 2400
+HANG_SECONDS = 600  # of one Python test, then all stacks are printed
 
 
 @dataclass
@@ -71,11 +74,17 @@ def read_junit(path: pathlib.Path) -> list[Result]:
 
 
 def run_step(name: str, command: list[str]) -> Result:
-    """Runs a command with its output shown."""
+    """Runs a command with its output shown; past the limit it is ended with all it started."""
     print(f"== {name}: {' '.join(command)}", flush=True)
     begin = time.monotonic()
-    code = subprocess.run(command, cwd=ROOT).returncode
-    return Result(name, "failed" if code else "passed", time.monotonic() - begin, f"exit {code}")
+    process = subprocess.Popen(command, cwd=ROOT, start_new_session=True)
+    try:
+        code = process.wait(STEP_SECONDS_MAX)
+        detail = f"exit {code}"
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        code, detail = 1, f"not done after {STEP_SECONDS_MAX} s"
+    return Result(name, "failed" if code else "passed", time.monotonic() - begin, detail)
 
 
 def run_ctest(build: pathlib.Path) -> list[Result]:
@@ -94,8 +103,9 @@ def run_pytest(build: pathlib.Path) -> list[Result]:
     """tests/ of Python and deploy, end to end, fuzz, tidy and lint."""
     report = build / "reports/pytest.xml"
     step = run_step("Python tests", [
-        sys.executable, "-m", "pytest", "tests", "-q", "-rA", "--no-header", "--tb=short",
-        "-p", "no:cacheprovider", f"--junitxml={report.absolute()}", "--show-capture=all"])
+        sys.executable, "-m", "pytest", "tests", "-q", "--no-header", "--tb=short",
+        "-p", "no:cacheprovider", f"--junitxml={report.absolute()}",
+        "-o", f"faulthandler_timeout={HANG_SECONDS}"])
     results = read_junit(report)
     if step.outcome == "failed" and not any(r.outcome == "failed" for r in results):
         results.append(step)
