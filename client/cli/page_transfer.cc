@@ -10,8 +10,8 @@
 namespace fq::cli {
 namespace {
 
-constexpr uint64_t kSegmentBytes = uint64_t{256} << 20;
-constexpr size_t kTailKeys = 2;  // that a store may look back at
+constexpr uint64_t kSegmentBytes = uint64_t{64} << 20;  // a call of this size ends well in time
+constexpr size_t kTailKeys = 2;                         // that a store may look back at
 
 using client::BlockStatus;
 

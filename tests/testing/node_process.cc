@@ -10,8 +10,11 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <thread>
 #include <utility>
 
@@ -56,6 +59,19 @@ bool NodeProcess::Listens() const {
   const bool ok = connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0;
   close(fd);
   return ok;
+}
+
+int NodeProcess::tcp_port() const {
+  constexpr char kField[] = "tcp_port=\"";
+  for (int i = 0; i < 500; ++i) {  // the log may be a little behind the socket
+    std::ifstream in(folder_ + "/log");
+    const std::string log((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
+    const size_t at = log.find(kField);
+    if (at != std::string::npos) return std::atoi(log.c_str() + at + sizeof(kField) - 1);
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  ADD_FAILURE() << "no tcp_port in " << folder_ << "/log";
+  return 0;
 }
 
 void NodeProcess::Freeze() {

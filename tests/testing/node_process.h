@@ -22,6 +22,9 @@ class NodeProcess {
   std::string socket() const { return folder_ + "/fq.sock"; }
   const std::string& folder() const { return folder_; }
 
+  // Of --listen with port 0, as its log says.
+  int tcp_port() const;
+
   void Freeze();  // SIGSTOP; returns when every thread stands still
   void Thaw();
   void Kill();   // SIGKILL, and waits

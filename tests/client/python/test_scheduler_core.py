@@ -37,10 +37,14 @@ class FakeNode:
     ready: bool = True
     cut: int = 0
     profile: Profile = Profile.COMPACT
+    limit: int = 1024
     asked: list = field(default_factory=list)
 
     def root(self, salt):
         return root_key(bytes(32), "t", salt) if self.up else None
+
+    def max_blocks(self):
+        return self.limit
 
     def lookup_later(self, keys, floor):
         split = [keys[i:i + 32] for i in range(0, len(keys), 32)]
@@ -383,6 +387,15 @@ def test_max_match_tokens_limits_the_prefix():
     engine.stored(request, 7)
     engine.core.add_request(request)
     assert engine.core.matched_tokens(request, 0) == (128, True)
+
+
+def test_prompt_longer_than_a_lookup_asks_for_what_the_node_takes():
+    engine, request = Engine(), make_request(500)
+    engine.node.limit = 4
+    engine.stored(request, 7)
+    engine.core.add_request(request)
+    assert engine.core.matched_tokens(request, 0) == (256, True)
+    assert engine.node.asked[0][0] == 4
 
 
 def test_fewer_blocks_than_asked_for_load_what_was_given():

@@ -315,10 +315,10 @@ def test_node_frozen_during_a_store_its_late_reads_meet_the_old_bytes(doomed):
     chain = worker.chain(8, "late")
     node.freeze()
     worker.save(chain, 0, 4, [20, 21, 22, 23])
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 30
     while worker.client.link is not None and time.monotonic() < deadline_s:
         time.sleep(0.01)
-    assert worker.client.link is None
+    assert worker.client.link is None, worker.core.take_counters()
     node.thaw()
     assert worker.client.wait_ready(10)
     assert worker.client.link.segment is not segment
@@ -326,8 +326,9 @@ def test_node_frozen_during_a_store_its_late_reads_meet_the_old_bytes(doomed):
     match = worker.client.lookup(chain.keys(0, 4), Profile.EXACT)
     if match and match.matched_blocks:
         end = match.matched_blocks
-        worker.load(chain, 0, end * 64, list(range(24, 24 + end)))
-        assert torch.equal(worker.cache[:, 24:24 + end] + 1, worker.cache[:, 20:20 + end])
+        bad = worker.load(chain, 0, end * 64, list(range(24, 24 + end)))
+        good = [i for i in range(24, 24 + end) if i not in bad]
+        assert torch.equal(worker.cache[:, good] + 1, worker.cache[:, [i - 4 for i in good]])
 
 
 def test_shutdown_with_a_load_under_way_is_bounded(doomed):
