@@ -64,6 +64,7 @@ Node::~Node() {
   {
     absl::MutexLock lock(&mutex_);
     stopping_ = true;
+    stop_.SignalAll();
   }
   expirer_.join();
   workers_.reset();
@@ -100,22 +101,26 @@ void Node::BeginCall() {
 void Node::EndCall() {
   absl::MutexLock lock(&mutex_);
   --running_calls_;
+  call_ended_.SignalAll();
 }
 
 bool Node::WaitIdle(Milliseconds limit) {
+  const MonotonicTime end = SteadyNow() + limit;
   absl::MutexLock lock(&mutex_);
-  auto idle = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return running_calls_ == 0; };
-  return mutex_.AwaitWithTimeout(absl::Condition(&idle), absl::FromChrono(limit));
+  while (running_calls_ != 0 && SteadyNow() < end) {
+    call_ended_.WaitWithTimeout(&mutex_, absl::FromChrono(end - SteadyNow()));
+  }
+  return running_calls_ == 0;
 }
 
 void Node::ExpireLeasesUntilStopped() {
   const absl::Duration period =
       absl::Milliseconds(std::clamp<uint32_t>(options_.lease_ms / 4, 5, 500));
-  auto stopped = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return stopping_; };
   for (;;) {
     {
       absl::MutexLock lock(&mutex_);
-      if (mutex_.AwaitWithTimeout(absl::Condition(&stopped), period)) return;
+      if (!stopping_) stop_.WaitWithTimeout(&mutex_, period);
+      if (stopping_) return;
     }
     metrics_.Add(Metric::kLeasesExpired, {}, static_cast<double>(sessions_->ExpireLeases()));
   }

@@ -74,6 +74,7 @@ class Node {
   const double start_time_seconds_;
   std::atomic<bool> draining_{false};
   absl::Mutex mutex_;
+  absl::CondVar call_ended_, stop_;
   int running_calls_ ABSL_GUARDED_BY(mutex_) = 0;
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::thread expirer_;
