@@ -35,6 +35,7 @@ def test_options_defaults_need_a_codec_set_or_another_profile():
     ({"profile": "exact", "save": 1}, "save must be of type bool"),
     ({"profile": "exact", "staging_bytes": True}, "staging_bytes must be of type int"),
     ({"profile": "exact", "load_timeout_ms": 0}, "load_timeout_ms must be > 0, got 0"),
+    ({"profile": "exact", "namespace": "a b"}, "namespace 'a b' is not"),
     ({"profile": "exact", "max_match_tokens": -1}, "max_match_tokens must be >= 0, got -1"),
     ({"profile": "exact", "min_profile": "universal"}, "min_profile universal"),
 ])

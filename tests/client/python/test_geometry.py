@@ -7,7 +7,7 @@ import torch
 from flashquant.vllm.cache_view import runs_of, view_of
 from flashquant.vllm.geometry import ChunkShape, Packing, find_packing
 from flashquant.vllm.placement import Placement
-from flashquant.vllm.staging import SaveRing
+from flashquant.vllm.staging import SaveRing, smallest_segment
 
 
 def writer_of(shape, place):
@@ -174,6 +174,12 @@ def test_view_of_fragmented_blocks_refused():
     by_token = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in caches(1, 4, "x")]
     with pytest.raises(ValueError, match="contiguous"):
         view_of(by_token, 4)
+
+
+@pytest.mark.parametrize("tokens,expected", [(16, 4), (64, 1), (128, 1)])
+def test_smallest_segment_holds_a_block_each_way(tokens, expected):
+    view = view_of([torch.zeros(8, 2, tokens, 128).bfloat16() for _ in range(3)], 8)
+    assert smallest_segment(view) == 2 * 3 * expected * 2 * tokens * 128 * 2
 
 
 def test_ring_full_and_free_again():

@@ -144,6 +144,11 @@ class Client:
         reply = self.answer(link, future, self.deadlines.store_s)
         return None if reply is None else list(reply.statuses)
 
+    def load(self, link: Link, request: pb.LoadRequest) -> pb.LoadResponse | None:
+        """Delivers leased blocks. None as for store()."""
+        future = self.call_later(link, "Load", request, self.deadlines.load_s)
+        return self.answer(link, future, self.deadlines.load_s)
+
     def call_later(self, link: Link, method: str, request: object,
                    timeout_s: float) -> grpc.Future | None:
         """Starts a Load or Store; pass the result to answer()."""

@@ -92,7 +92,6 @@ def words_view(tensor: torch.Tensor, layers: int, layer_stride_bytes: int) -> to
 
 def layer_stride(tensors: list[torch.Tensor]) -> int | None:
     """Distance of the layers in bytes, when all lie in one storage at equal distances."""
-    first = tensors[0]
     begins = [t.data_ptr() for t in tensors]
     if len({t.untyped_storage().data_ptr() for t in tensors}) > 1 or len(tensors) == 1:
         return None

@@ -77,6 +77,11 @@ class ClientLookups:
         """Without a lease: the worker takes its own when it loads."""
         return self._client.lookup_later(keys, floor)
 
+    def max_blocks(self) -> int:
+        """What the node takes in one call; 0 while there is no session."""
+        link = self._client.link
+        return link.info.max_blocks_per_call if link else 0
+
 
 class FlashQuantConnector(KVConnectorBase_V1):
     """One object per role: SCHEDULER in the engine core, WORKER in each worker."""
@@ -159,6 +164,7 @@ class FlashQuantConnector(KVConnectorBase_V1):
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         """Makes the worker core over the engine's tensors."""
         from flashquant.vllm.cache_view import view_of
+        from flashquant.vllm.staging import smallest_segment
         from flashquant.vllm.worker_core import WorkerCore
 
         engine = self._engine
@@ -166,7 +172,10 @@ class FlashQuantConnector(KVConnectorBase_V1):
                        self._kv_cache_config.num_blocks)
         require(view.shape == engine.chunk_shape(), f"KV tensors hold {view.shape}, the "
                 f"configuration says {engine.chunk_shape()}")
-        self._client = self._make_client(engine.rank, engine.options.staging_bytes)
+        size, least = engine.options.staging_bytes, smallest_segment(view)
+        require(size >= least, f"staging_bytes {size} is less than two blocks of the model, "
+                f"{least} bytes")
+        self._client = self._make_client(engine.rank, size)
         self._worker = WorkerCore(self._client, view, self._packing, engine.block_tokens)
 
     @guarded(lambda: None)

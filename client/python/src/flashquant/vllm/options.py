@@ -1,6 +1,7 @@
 """Options of the connector: `kv_connector_extra_config`, and what one request may override."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from flashquant.wire import Profile
 
 CODEC_SET_HEADER_BYTES = 64
 CODEC_SET_ID = slice(24, 56)
+NAMESPACE_NAME = re.compile(r"[a-zA-Z0-9._/-]{1,128}")
 REQUEST_PROFILE = "flashquant_profile"
 REQUEST_MIN_PROFILE = "flashquant_min_profile"
 
@@ -59,6 +61,9 @@ def parse_options(config: Mapping[str, Any]) -> Options:
     for name in ("lookup_timeout_ms", "load_timeout_ms", "store_timeout_ms", "staging_bytes"):
         if not getattr(options, name) > 0:
             raise ValueError(f"FlashQuant: {name} must be > 0, got {getattr(options, name)}")
+    if options.namespace and not NAMESPACE_NAME.fullmatch(options.namespace):
+        raise ValueError(f"FlashQuant: namespace {options.namespace!r} is not 1..128 of "
+                         "a-z A-Z 0-9 . _ / -")
     if options.max_match_tokens < 0:
         raise ValueError(f"FlashQuant: max_match_tokens must be >= 0, got "
                          f"{options.max_match_tokens}")

@@ -29,6 +29,9 @@ class Lookups(Protocol):
     def lookup_later(self, keys: bytes, floor: Profile) -> Any:
         """PendingLookup, or None = miss."""
 
+    def max_blocks(self) -> int:
+        """Blocks that one lookup may name."""
+
 
 @dataclass
 class Request:
@@ -200,7 +203,7 @@ class SchedulerCore:
         tokens = request.source.num_tokens - 1
         if self.options.max_match_tokens:
             tokens = min(tokens, self.options.max_match_tokens)
-        return tokens // BLOCK_TOKENS
+        return min(tokens // BLOCK_TOKENS, self.lookups.max_blocks())
 
     def _ask(self, request: Request) -> None:
         """Starts a lookup of the request's prefix."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
+from flashquant.keys import BLOCK_TOKENS
 from flashquant.link import Link
 from flashquant.vllm.cache_view import WORD, WORD_BYTES, CacheView
 
@@ -63,29 +64,34 @@ class SaveRing:
         return self._begin if self._begin + size <= tail else None
 
 
+def smallest_segment(view: CacheView) -> int:
+    """Bytes that a segment must have: one block each way."""
+    return 2 * unit_bytes(view)
+
+
+def unit_bytes(view: CacheView) -> int:
+    """A block of 64 tokens, or a chunk where that is longer; all layers."""
+    return view.layers * view.shape.chunk_bytes * max(1, BLOCK_TOKENS // view.shape.tokens)
+
+
 class Staging:
     """Memory of `link`'s segment, cut for chunks of `view`."""
 
     def __init__(self, link: Link, view: CacheView) -> None:
-        """ValueError when the segment is too small for one block each way."""
+        """The segment has at least smallest_segment(view) bytes."""
         segment = link.segment
         self.link, self.segment_id = link, segment.id
         self._view = view
         self._words = torch.frombuffer(segment.view, dtype=WORD)
-        unit = view.layers * view.shape.chunk_bytes
-        blocks_of_unit = max(1, view.shape.tokens // 64)
-        block_bytes = unit * max(1, 64 // view.shape.tokens)
+        unit, blocks_of_unit = unit_bytes(view), max(1, view.shape.tokens // BLOCK_TOKENS)
         half = segment.size // 2 // WORD_BYTES * WORD_BYTES
-        if block_bytes > half:
-            raise ValueError(f"FlashQuant: staging_bytes {segment.size} is less than two blocks "
-                             f"of {block_bytes} bytes")
-        units = max(1, min(PIECE_BYTES, half // LOAD_BUFFERS) // block_bytes)
-        self.load_blocks = units * blocks_of_unit  # of one load buffer
-        self.save_blocks = half // block_bytes * blocks_of_unit  # that the ring can hold at most
+        units = max(1, min(PIECE_BYTES, half // LOAD_BUFFERS) // unit)
+        self.load_blocks = units * blocks_of_unit         # of one load buffer
+        self.save_blocks = half // unit * blocks_of_unit  # that the ring can hold at most
         self.ring = SaveRing(half, 2 * half)
         self._free: queue.SimpleQueue[Region] = queue.SimpleQueue()
-        for i in range(half // (units * block_bytes)):
-            self._free.put(Region(i * units * block_bytes, units * block_bytes))
+        for i in range(half // (units * unit)):
+            self._free.put(Region(i * units * unit, units * unit))
 
     def chunks(self, region: Region, count: int) -> torch.Tensor:
         """The region as [layers][count][words of a chunk]."""
