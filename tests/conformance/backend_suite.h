@@ -254,6 +254,27 @@ TEST_P(BackendSuite, Encode_RowsBeyondTheTokens_DoNotMatter) {
               Encode(DType::kF32, second, 1, 17, false));
 }
 
+// FORMAT.md section 1: NaN counts as the mean of its channel (0 where there is none), infinity as
+// 65504.
+TEST_P(BackendSuite, Encode_NaNAndInfinity_SameBytesAsMeanAndLimit) {
+  if (coding() == Coding::kExact) return;  // keeps every bit, see exact_rows_test
+  PagePair broken = MakePage(DType::kF32, 1), mended = MakePage(DType::kF32, 1);
+  const bool has_mean = coding() != Coding::kUniversal;
+  for (int side : {0, 1}) {
+    const HeadCodec& codec =
+        side == 0 ? set_->k(LayerOf(1), HeadOf(1)) : set_->v(LayerOf(1), HeadOf(1));
+    for (int t = 0; t < kBlockTokens; t += 3) {
+      const int c = (7 * t + 5) % head_size(), other = (c + 9) % head_size();
+      broken.side(side).Set(t, c, std::numeric_limits<float>::quiet_NaN());
+      mended.side(side).Set(t, c, has_mean ? codec.mu[c] : 0.0f);
+      broken.side(side).Set(t, other, t % 2 == 0 ? 1e38f : -std::numeric_limits<float>::infinity());
+      mended.side(side).Set(t, other, t % 2 == 0 ? 65504.0f : -65504.0f);
+    }
+  }
+  EXPECT_TRUE(Encode(DType::kF32, broken, 1, 64, false) ==
+              Encode(DType::kF32, mended, 1, 64, false));
+}
+
 TEST_P(BackendSuite, Attend_PagesOfOneHead_MatchesDoubleReference) {
   constexpr int kIndex = 1, kHeads = 5;
   const DType dtype = DType::kF16;

@@ -87,6 +87,26 @@ TEST(ScalarPrimitives, InverseRows_SkippedGroupsDoNotCount) {
   }
 }
 
+// Entries and points on a coarse grid: many entries are equal and many points lie between two.
+TEST(ScalarPrimitives, FindNearestWithTies_LowestIndexAsSimd) {
+  static SearchTable table;
+  Random random(12);
+  for (int values : {2, 4, 8}) {
+    for (int i = 0; i < values * kTableEntries; ++i) {
+      table.value[i / kTableEntries][i % kTableEntries] = static_cast<float>(random.Below(4));
+    }
+    const int count = 512 / values;
+    alignas(64) float in[512];
+    for (float& x : in) x = 0.5f * static_cast<float>(random.Below(8));
+    uint8_t scalar[256], simd[256];
+    ScalarPrimitives().prepare_search(values, &table);
+    ScalarPrimitives().find_nearest(table, values, count, in, scalar);
+    SimdPrimitives().prepare_search(values, &table);
+    SimdPrimitives().find_nearest(table, values, count, in, simd);
+    for (int b = 0; b < count; ++b) ASSERT_EQ(scalar[b], simd[b]) << values << ' ' << b;
+  }
+}
+
 TEST(ScalarPrimitives, ScoreAndAccumulate_MatchDouble) {
   const Matrix q = RandomMatrix(4, kD);
   const Page v = PageOf(RandomMatrix(2, kD * kPageTokens));

@@ -1,7 +1,9 @@
 #include "kernels/cpu/primitives.h"
 
+#include <algorithm>
 #include <cmath>
-#include <cstdlib>
+#include <cstring>
+#include <memory>
 #include <string>
 #include <thread>
 #include <vector>
@@ -9,6 +11,7 @@
 #include "gtest/gtest.h"
 #include "hwy/targets.h"
 #include "kernels/backend.h"
+#include "kernels/codec/float_convert.h"
 #include "kernels/page_bytes.h"
 #include "tests/testing/codec_set_builder.h"
 #include "tests/testing/hostile_rows.h"
@@ -101,6 +104,71 @@ TEST(SimdPrimitives, EveryTarget_EncodesTheBytesOfScalarCode) {
         EXPECT_TRUE(page.primary == expected.primary && page.refinement == expected.refinement)
             << CpuBackend()->name() << " d " << d << " page " << i << " seed " << kSeed;
       }
+    }
+  }
+}
+
+constexpr int kD = 96, kMatrix = kD * kPageTokens;
+
+// Results of the primitives that decide the bytes of a page, for hostile input made from `seed`.
+struct EncoderResults {
+  alignas(64) float x[kMatrix], u[kMatrix], z[kPageTokens], v[kPageTokens], halves[kMatrix];
+  alignas(64) float even[kPageTokens], odd[kPageTokens];
+  SearchTable table;
+  uint8_t nearest[64], class8[kGroupValues];
+
+  EncoderResults(const Primitives& primitives, uint64_t seed) {
+    Random random(seed);
+    const std::vector<float> rows = HostileRows(kMatrix, &random);
+    const std::vector<float> values = HostileRows(kD * kD, &random);
+    std::fill_n(u, kMatrix, 0.0f);
+    std::copy(rows.begin(), rows.end(), x);
+    const RowRange range{DType::kF32, kD, 3, 61};
+    primitives.centre(values.data(), range, x);
+    primitives.transform(values.data(), kD, 0b101101111011, x, u);
+    primitives.quantise_class8(u, class8);
+    std::copy(values.begin() + 64, values.begin() + 128, v);
+    primitives.scale_residual(u, v, values[0], z);
+    primitives.refine(values[1], z, v);
+    std::copy(values.begin(), values.begin() + 8 * kTableEntries, table.value[0]);
+    primitives.prepare_search(8, &table);
+    primitives.find_nearest(table, 8, 64, u, nearest);
+    const auto* bits = reinterpret_cast<const uint16_t*>(values.data());
+    primitives.widen_halves(bits, kMatrix, halves);
+    alignas(64) uint32_t pairs[kPageTokens];
+    std::memcpy(pairs, values.data(), sizeof(pairs));
+    primitives.widen_pairs(pairs, even, odd);
+  }
+};
+
+template <size_t kCount>
+void ExpectSameBits(const float (&expected)[kCount], const float (&found)[kCount],
+                    const char* what) {
+  for (size_t i = 0; i < kCount; ++i) {
+    if (std::isnan(expected[i]) && std::isnan(found[i])) continue;
+    ASSERT_EQ(FloatBits(expected[i]), FloatBits(found[i]))
+        << what << ' ' << i << ": " << expected[i] << " and " << found[i];
+  }
+}
+
+TEST(SimdPrimitives, EveryTarget_ComputesTheBitsOfScalarCode) {
+  for (uint64_t seed = kSeed; seed < kSeed + 40; ++seed) {
+    const auto expected = std::make_unique<EncoderResults>(ScalarPrimitives(), seed);
+    for (int64_t target : Targets()) {
+      OneTarget only(target);
+      SCOPED_TRACE(std::string(SimdPrimitives().name) + ", seed " + std::to_string(seed));
+      const auto found = std::make_unique<EncoderResults>(SimdPrimitives(), seed);
+      ExpectSameBits(expected->x, found->x, "centre");
+      ExpectSameBits(expected->u, found->u, "transform");
+      ExpectSameBits(expected->z, found->z, "scale_residual");
+      ExpectSameBits(expected->v, found->v, "refine");
+      ExpectSameBits(expected->table.start, found->table.start, "prepare_search");
+      ExpectSameBits(expected->halves, found->halves, "widen_halves");
+      ExpectSameBits(expected->even, found->even, "widen_pairs");
+      ExpectSameBits(expected->odd, found->odd, "widen_pairs");
+      EXPECT_EQ(std::memcmp(expected->class8, found->class8, sizeof(found->class8)), 0);
+      EXPECT_EQ(std::memcmp(expected->nearest, found->nearest, sizeof(found->nearest)), 0);
+      if (HasFatalFailure()) return;
     }
   }
 }
