@@ -41,7 +41,7 @@ page() {
   strip_html "$work/usr/share/doc/$4" > "$out/$1/$2-$3.txt"
 }
 
-# source SET MODULE...: modules of the standard library, each one text.
+# source_code SET MODULE...: modules of the standard library, each one text.
 source_code() {
   set_name=$1
   shift
