@@ -376,6 +376,16 @@ def test_request_with_unknown_profile_is_not_cached():
     assert engine.step(("r", 0, 200)).saves == []
 
 
+def test_opaque_packing_refuses_lossy_requests():
+    engine = Engine(profile="exact")
+    engine.core.exact_only = True
+    lossy = make_request(200, "l", kv_transfer_params={"flashquant_profile": "compact"})
+    engine.core.add_request(lossy)
+    engine.core.add_request(make_request(200))
+    assert [job.request_id for job in engine.step(("l", 0, 200), ("r", 0, 200)).saves] == ["r"]
+    assert [floor for _, floor, _ in engine.node.asked] == [Profile.EXACT]
+
+
 def test_short_prompt_asks_nothing():
     engine, request = Engine(), make_request(64)
     engine.core.add_request(request)

@@ -104,7 +104,8 @@ class FlashQuantConnector(KVConnectorBase_V1):
         self._scheduler = SchedulerCore(
             ClientLookups(self._client), engine.options, engine.block_tokens,
             extra_keys_from(generate_block_hash_extra_keys), can_load=transfer.is_kv_consumer,
-            can_save=transfer.is_kv_producer and engine.options.save)
+            can_save=transfer.is_kv_producer and engine.options.save,
+            exact_only=bool(self._packing.opaque))
 
     def _make_client(self, rank: int, segment_bytes: int) -> Client:
         engine = self._engine

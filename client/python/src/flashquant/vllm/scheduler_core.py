@@ -17,6 +17,7 @@ from flashquant.vllm.options import Options, Policy, policy_of
 from flashquant.vllm.provenance import Provenance
 from flashquant.wire import Profile
 
+NEVER = 1 << 40       # a block index that no request reaches
 ANSWER_LIFE_S = 5.0  # an answer older than this is asked for again
 
 
@@ -74,6 +75,7 @@ class SchedulerCore:
     extra_keys: ExtraKeys
     can_load: bool = True
     can_save: bool = True
+    exact_only: bool = False  # the engine's bytes cannot be read as numbers
     clock: Callable[[], float] = time.monotonic
     counters: dict[str, int] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
@@ -159,6 +161,8 @@ class SchedulerCore:
             try:
                 policy = policy_of(self.options, getattr(source, "kv_transfer_params", None))
             except (ValueError, TypeError, AttributeError):
+                policy = None
+            if policy is None or (self.exact_only and policy.profile is not Profile.EXACT):
                 self._count("refused_requests")
                 return None
             request = self._requests[source.request_id] = Request(source, policy)
@@ -180,7 +184,7 @@ class SchedulerCore:
             request.chain.extend(np.asarray(tokens, dtype=np.uint32), extras)
         except (UnkeyableError, ValueError, OverflowError, TypeError):
             request.no_external = True
-            request.saved_blocks = 1 << 40  # never saved
+            request.saved_blocks = NEVER
             self._count("unkeyable_requests")
             return False
         return True
