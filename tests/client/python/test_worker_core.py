@@ -19,6 +19,7 @@ from flashquant.v1 import kv_cache_pb2 as pb
 from flashquant.vllm.cache_view import view_of
 from flashquant.vllm.geometry import Packing
 from flashquant.vllm.jobs import LoadJob, SaveJob, StepJobs
+from flashquant.vllm.loader import before_compact_tail
 from flashquant.vllm.worker_core import WorkerCore
 from flashquant.wire import Profile
 
@@ -208,6 +209,16 @@ def test_load_missing_end_of_128_reports_whole_blocks(make):
     worker.save(chain, 0, 5, [0, 1, 2])
     worker.stored(chain, 5)
     assert worker.load(chain, 0, 512, [10, 11, 12, 13]) == {12, 13}
+
+
+@pytest.mark.parametrize("profiles,reached,expected", [
+    ("CCCC", 3, 1), ("CCNN", 4, 4), ("CCNN", 3, 1), ("NNNN", 2, 2), ("EEEE", 1, 1), ("CC", 1, 0),
+    ("CC", 0, 0), ("UUUU", 3, 3),
+])
+def test_load_that_ended_early_never_ends_in_compact_blocks(profiles, reached, expected):
+    letters = {"E": Profile.EXACT, "N": Profile.NEAR_LOSSLESS, "C": Profile.COMPACT,
+               "U": Profile.UNIVERSAL}
+    assert before_compact_tail(tuple(letters[p] for p in profiles), reached) == expected
 
 
 def test_load_of_nothing_stored_reports_all_bad(make):
