@@ -45,11 +45,13 @@ void Store::Core::Abandon(SlabEntry& entry) {
   Free(ShardOf(entry.key).Abandon(entry));
 }
 
-std::shared_ptr<SlabEntry> Store::Core::Pin(const SlabKey& key) { return ShardOf(key).Pin(key); }
+std::shared_ptr<SlabEntry> Store::Core::Pin(const SlabKey& key) {
+  return ShardOf(key).Pin(key, Tick());
+}
 
 void Store::Core::Unpin(const std::shared_ptr<SlabEntry>& entry) {
   absl::ReaderMutexLock moving(&moving_mu_);
-  const FreedExtents freed = ShardOf(entry->key).Unpin(entry, Tick());
+  const FreedExtents freed = ShardOf(entry->key).Unpin(entry);
   if (freed.primary.empty() && !freed.refinement.empty()) {
     Count(Victim::kRefinement, freed.stored_bytes());
   }

@@ -37,8 +37,9 @@ class Store::Core {
   absl::Status CheckInvariants() const;
 
  private:
-  // Both extents or none.
+  // Both extents or none, each of these three.
   std::optional<FreedExtents> Allocate(size_t primary_bytes, size_t refinement_bytes);
+  std::optional<FreedExtents> AllocateBoth(size_t primary_bytes, size_t refinement_bytes);
   std::optional<FreedExtents> AllocateUnderPressure(size_t primary_bytes, size_t refinement_bytes)
       ABSL_LOCKS_EXCLUDED(pressure_mu_);
   bool CouldFit(size_t stored_bytes) const;

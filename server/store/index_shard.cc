@@ -26,10 +26,11 @@ void IndexShard::Publish(SlabEntry& entry, uint64_t tick) {
   entry.state = State::kPublished;
   --totals_.reserved_slabs;
   ++totals_.published_slabs;
-  MakeEvictable(entry, tick);
+  entry.last_use = tick;
+  MakeEvictable(entry);
 }
 
-std::shared_ptr<SlabEntry> IndexShard::Pin(const SlabKey& key) {
+std::shared_ptr<SlabEntry> IndexShard::Pin(const SlabKey& key, uint64_t tick) {
   absl::MutexLock lock(&mu_);
   const auto it = entries_.find(key);
   if (it == entries_.end() || it->second->state != State::kPublished) return nullptr;
@@ -38,10 +39,11 @@ std::shared_ptr<SlabEntry> IndexShard::Pin(const SlabKey& key) {
     MakeUnevictable(entry);
     ++totals_.pinned_slabs;
   }
+  entry.last_use = tick;
   return it->second;
 }
 
-FreedExtents IndexShard::Unpin(const std::shared_ptr<SlabEntry>& entry, uint64_t tick) {
+FreedExtents IndexShard::Unpin(const std::shared_ptr<SlabEntry>& entry) {
   absl::MutexLock lock(&mu_);
   if (--entry->pins > 0) return {};
   --totals_.pinned_slabs;
@@ -52,7 +54,7 @@ FreedExtents IndexShard::Unpin(const std::shared_ptr<SlabEntry>& entry, uint64_t
   }
   FreedExtents freed;
   if (entry->drop_refinement) freed = TakeRefinement(*entry);
-  MakeEvictable(*entry, tick);
+  MakeEvictable(*entry);
   return freed;
 }
 
@@ -81,16 +83,17 @@ std::optional<FreedExtents> IndexShard::Erase(const SlabKey& key) {
 
 std::optional<uint64_t> IndexShard::ColdestTick(Victim kind) const {
   absl::MutexLock lock(&mu_);
-  const SlabEntry* coldest = (kind == Victim::kSlab ? slabs_ : refinements_).oldest();
-  if (coldest == nullptr) return std::nullopt;
-  return coldest->last_use;
+  const UseOrder& order = kind == Victim::kSlab ? slabs_ : refinements_;
+  if (order.empty()) return std::nullopt;
+  return order.begin()->first;
 }
 
 std::optional<FreedExtents> IndexShard::TakeColdest(Victim kind) {
   absl::MutexLock lock(&mu_);
-  SlabEntry* coldest = (kind == Victim::kSlab ? slabs_ : refinements_).oldest();
-  if (coldest == nullptr) return std::nullopt;
-  return kind == Victim::kSlab ? RemoveUnpinned(*coldest) : TakeRefinement(*coldest);
+  const UseOrder& order = kind == Victim::kSlab ? slabs_ : refinements_;
+  if (order.empty()) return std::nullopt;
+  SlabEntry& coldest = *order.begin()->second;
+  return kind == Victim::kSlab ? RemoveUnpinned(coldest) : TakeRefinement(coldest);
 }
 
 void IndexShard::AppendKeys(uint64_t scope, std::vector<SlabKey>& keys) const {
@@ -105,23 +108,23 @@ ShardTotals IndexShard::Totals() const {
   return totals_;
 }
 
-void IndexShard::MakeEvictable(SlabEntry& entry, uint64_t tick) {
-  entry.last_use = tick;
-  slabs_.PushNewest(&entry);
-  if (!entry.refinement.empty()) refinements_.PushNewest(&entry);
+void IndexShard::MakeEvictable(SlabEntry& entry) {
+  slabs_.emplace(entry.last_use, &entry);
+  if (!entry.refinement.empty()) refinements_.emplace(entry.last_use, &entry);
   totals_.evictable_bytes += entry.stored_bytes();
 }
 
 void IndexShard::MakeUnevictable(SlabEntry& entry) {
-  slabs_.Remove(&entry);
-  refinements_.Remove(&entry);
+  slabs_.erase(entry.last_use);
+  refinements_.erase(entry.last_use);
   totals_.evictable_bytes -= entry.stored_bytes();
 }
 
 // The slab is unpinned. It keeps its place in the order of use.
 FreedExtents IndexShard::TakeRefinement(SlabEntry& entry) {
-  if (entry.slab_links.linked) totals_.evictable_bytes -= entry.refinement.stored_bytes();
-  refinements_.Remove(&entry);
+  if (refinements_.erase(entry.last_use) > 0) {
+    totals_.evictable_bytes -= entry.refinement.stored_bytes();
+  }
   entry.drop_refinement = false;
   return {{}, std::exchange(entry.refinement, {})};
 }

@@ -9,11 +9,11 @@
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/btree_map.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
-#include "server/store/lru_list.h"
 #include "server/store/slab_entry.h"
 #include "server/store/slab_pool.h"
 #include "server/store/store.h"
@@ -54,10 +54,9 @@ class IndexShard {
   FreedExtents Abandon(SlabEntry& entry) ABSL_LOCKS_EXCLUDED(mu_);
   void Publish(SlabEntry& entry, uint64_t tick) ABSL_LOCKS_EXCLUDED(mu_);
 
-  // Null when the key is not published.
-  std::shared_ptr<SlabEntry> Pin(const SlabKey& key) ABSL_LOCKS_EXCLUDED(mu_);
-  FreedExtents Unpin(const std::shared_ptr<SlabEntry>& entry, uint64_t tick)
-      ABSL_LOCKS_EXCLUDED(mu_);
+  // Null when the key is not published. `tick` is its last use from now on.
+  std::shared_ptr<SlabEntry> Pin(const SlabKey& key, uint64_t tick) ABSL_LOCKS_EXCLUDED(mu_);
+  FreedExtents Unpin(const std::shared_ptr<SlabEntry>& entry) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Nothing: there was none. Empty extents: as soon as the slab is unpinned.
   std::optional<FreedExtents> DropRefinement(const SlabKey& key) ABSL_LOCKS_EXCLUDED(mu_);
@@ -74,7 +73,7 @@ class IndexShard {
   absl::StatusOr<ShardAudit> Audit() const ABSL_LOCKS_EXCLUDED(mu_);
 
  private:
-  void MakeEvictable(SlabEntry& entry, uint64_t tick) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void MakeEvictable(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void MakeUnevictable(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   FreedExtents TakeRefinement(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   FreedExtents RemoveUnpinned(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -83,8 +82,12 @@ class IndexShard {
   mutable absl::Mutex mu_;
   absl::flat_hash_map<SlabKey, std::shared_ptr<SlabEntry>> entries_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_set<std::shared_ptr<SlabEntry>> detached_ ABSL_GUARDED_BY(mu_);
-  LruList slabs_ ABSL_GUARDED_BY(mu_){&SlabEntry::slab_links};
-  LruList refinements_ ABSL_GUARDED_BY(mu_){&SlabEntry::refinement_links};
+
+  // By last use, oldest first; ticks are unique. Only slabs that are published and unpinned, so
+  // that pressure never walks over pinned ones.
+  using UseOrder = absl::btree_map<uint64_t, SlabEntry*>;
+  UseOrder slabs_ ABSL_GUARDED_BY(mu_);
+  UseOrder refinements_ ABSL_GUARDED_BY(mu_);  // those that have one to drop
   ShardTotals totals_ ABSL_GUARDED_BY(mu_);
 };
 

@@ -7,33 +7,33 @@
 namespace fq {
 
 std::optional<FreedExtents> Store::Core::Allocate(size_t primary_bytes, size_t refinement_bytes) {
-  std::optional<Extent> primary = pool_.Allocate(primary_bytes);
-  if (primary) {
-    const std::optional<Extent> refinement = pool_.Allocate(refinement_bytes);
-    if (refinement) return FreedExtents{*primary, *refinement};
-    pool_.Free(*primary);
-  }
-  return AllocateUnderPressure(primary_bytes, refinement_bytes);
+  std::optional<FreedExtents> room = AllocateBoth(primary_bytes, refinement_bytes);
+  return room ? room : AllocateUnderPressure(primary_bytes, refinement_bytes);
 }
 
+std::optional<FreedExtents> Store::Core::AllocateBoth(size_t primary_bytes,
+                                                      size_t refinement_bytes) {
+  const std::optional<Extent> primary = pool_.Allocate(primary_bytes);
+  if (!primary) return std::nullopt;
+  const std::optional<Extent> refinement = pool_.Allocate(refinement_bytes);
+  if (refinement) return FreedExtents{*primary, *refinement};
+  pool_.Free(*primary);
+  return std::nullopt;
+}
+
+// Asks the pool only once there is room for both parts: a part that comes too early would take the
+// memory of another size, page by page, that its other part could have had as it is.
 std::optional<FreedExtents> Store::Core::AllocateUnderPressure(size_t primary_bytes,
                                                                size_t refinement_bytes) {
+  const size_t wanted_bytes = Extent::Round(primary_bytes) + Extent::Round(refinement_bytes);
   absl::MutexLock one_at_a_time(&pressure_mu_);
-  if (!CouldFit(Extent::Round(primary_bytes) + Extent::Round(refinement_bytes))) {
-    return std::nullopt;
-  }
-  FreedExtents room;
-  for (auto [part, bytes] :
-       {std::pair{&room.primary, primary_bytes}, std::pair{&room.refinement, refinement_bytes}}) {
-    std::optional<Extent> extent;
-    while (!(extent = pool_.Allocate(bytes))) {
-      if (FreeColdest(Victim::kRefinement) || FreeColdest(Victim::kSlab)) continue;
-      Free(room);
-      return std::nullopt;
+  if (!CouldFit(wanted_bytes)) return std::nullopt;
+  while (true) {
+    if (pool_.AvailableBytes() >= wanted_bytes) {
+      if (auto room = AllocateBoth(primary_bytes, refinement_bytes)) return room;
     }
-    *part = *extent;
+    if (!FreeColdest(Victim::kRefinement) && !FreeColdest(Victim::kSlab)) return std::nullopt;
   }
-  return room;
 }
 
 // A slab that cannot fit even with everything else evicted must not empty the store first. The

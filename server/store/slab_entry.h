@@ -4,7 +4,6 @@
 
 #include <cstdint>
 
-#include "server/store/lru_list.h"
 #include "server/store/slab_pool.h"
 #include "server/store/store.h"
 
@@ -32,9 +31,7 @@ struct SlabEntry {
   State state = State::kFilling;
   bool drop_refinement = false;  // as soon as no pin is left
   uint32_t pins = 0;
-  uint64_t last_use = 0;      // tick of the store's clock; orders slabs across shards
-  LruLinks slab_links;        // linked: published and unpinned, so it may be evicted
-  LruLinks refinement_links;  // linked: the same, and there is a refinement to drop
+  uint64_t last_use = 0;  // tick of the store's clock; orders slabs across shards
 };
 
 }  // namespace fq

@@ -128,6 +128,11 @@ void SlabPool::Unmap(SizeClass& size_class, Chunk* chunk) {
   size_class.chunks.erase(chunk);
 }
 
+uint64_t SlabPool::AvailableBytes() const {
+  absl::MutexLock lock(&mu_);
+  return capacity_bytes_ - usage_.resident_bytes + usage_.idle_bytes;
+}
+
 SlabPoolUsage SlabPool::Usage() const {
   absl::MutexLock lock(&mu_);
   return usage_;

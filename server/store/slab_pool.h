@@ -56,6 +56,9 @@ class SlabPool {
   void Free(const Extent& extent) ABSL_LOCKS_EXCLUDED(mu_);
 
   uint64_t capacity_bytes() const { return capacity_bytes_; }
+  // Memory without a slab, idle or not resident. Sizes that share no memory pages can have all.
+  uint64_t AvailableBytes() const ABSL_LOCKS_EXCLUDED(mu_);
+
   SlabPoolUsage Usage() const ABSL_LOCKS_EXCLUDED(mu_);
 
   // Sums over all chunks must give the totals.

@@ -111,8 +111,9 @@ class Store {
   absl::StatusOr<Reservation> Reserve(const SlabKey& key, const SlabTag& tag, size_t primary_bytes,
                                       size_t refinement_bytes);
 
-  // An empty pin when the slab is not here. Counts as a use for the LRU order, until the pin is
-  // gone: of a chain of blocks release the last one first, so that the prefix outlives its tail.
+  // An empty pin when the slab is not here. Counts as a use for the LRU order, now and not when the
+  // pin goes: find the blocks of a chain from the last to the first, and the prefix outlives its
+  // tail.
   Pin Find(const SlabKey& key);
 
   // Frees the refinement of a slab; when it is pinned, as soon as it no longer is. False when there

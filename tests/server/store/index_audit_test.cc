@@ -30,7 +30,7 @@ TEST_F(IndexAudit, Intact_GivesTheSums) {
 }
 
 TEST_F(IndexAudit, DetachedSlab_StillCounts) {
-  shard_.Pin(entry_->key);
+  shard_.Pin(entry_->key, 2);
   shard_.Erase(entry_->key);
   EXPECT_EQ(shard_.Audit()->requested_bytes, 110u);
 }

@@ -27,11 +27,23 @@ TEST(IndexShard, ColdestTick_IsTheOldestUnpinned) {
   const auto first = Published(shard, 1, 10);
   Published(shard, 2, 20);
   EXPECT_EQ(shard.ColdestTick(Victim::kSlab), 10u);
-  const auto pin = shard.Pin(first->key);
+  const auto pin = shard.Pin(first->key, 30);
   EXPECT_EQ(shard.ColdestTick(Victim::kSlab), 20u);
-  shard.Unpin(pin, 30);
+  shard.Unpin(pin);
   EXPECT_EQ(shard.ColdestTick(Victim::kSlab), 20u);
   EXPECT_EQ(shard.ColdestTick(Victim::kRefinement), 20u);
+  shard.TakeColdest(Victim::kSlab);
+  EXPECT_EQ(shard.ColdestTick(Victim::kSlab), 30u);
+}
+
+TEST(IndexShard, Pin_OfAPinnedSlab_IsAUseToo) {
+  IndexShard shard;
+  const auto first = Published(shard, 1, 10);
+  Published(shard, 2, 20);
+  const auto lease = shard.Pin(first->key, 15);
+  shard.Unpin(shard.Pin(first->key, 30));
+  shard.Unpin(lease);
+  EXPECT_EQ(shard.ColdestTick(Victim::kSlab), 20u);
 }
 
 TEST(IndexShard, TakeColdest_HandsOutItsExtents) {
@@ -41,28 +53,28 @@ TEST(IndexShard, TakeColdest_HandsOutItsExtents) {
   EXPECT_FALSE(shard.TakeColdest(Victim::kRefinement));
   EXPECT_EQ(shard.TakeColdest(Victim::kSlab)->stored_bytes(), 128u);
   EXPECT_FALSE(shard.TakeColdest(Victim::kSlab));
-  EXPECT_EQ(shard.Pin(entry->key), nullptr);
+  EXPECT_EQ(shard.Pin(entry->key, 11), nullptr);
   EXPECT_EQ(shard.Totals().evictable_bytes, 0u);
 }
 
 TEST(IndexShard, Erase_Pinned_FreesWithTheLastPin) {
   IndexShard shard;
   const auto entry = Published(shard, 1, 10);
-  shard.Pin(entry->key);
-  shard.Pin(entry->key);
+  shard.Pin(entry->key, 11);
+  shard.Pin(entry->key, 11);
   EXPECT_EQ(shard.Erase(entry->key)->stored_bytes(), 0u);
-  EXPECT_EQ(shard.Unpin(entry, 11).stored_bytes(), 0u);
-  EXPECT_EQ(shard.Unpin(entry, 12).stored_bytes(), 192u);
+  EXPECT_EQ(shard.Unpin(entry).stored_bytes(), 0u);
+  EXPECT_EQ(shard.Unpin(entry).stored_bytes(), 192u);
   EXPECT_EQ(shard.Totals().pinned_slabs, 0u);
 }
 
 TEST(IndexShard, Erase_PinnedWithDropPending_FreesBoth) {
   IndexShard shard;
   const auto entry = Published(shard, 1, 10);
-  shard.Pin(entry->key);
+  shard.Pin(entry->key, 11);
   EXPECT_TRUE(shard.DropRefinement(entry->key));
   EXPECT_TRUE(shard.Erase(entry->key));
-  EXPECT_EQ(shard.Unpin(entry, 12).stored_bytes(), 192u);
+  EXPECT_EQ(shard.Unpin(entry).stored_bytes(), 192u);
 }
 
 TEST(IndexShard, Filling_IsNeitherFoundNorErasedNorEvicted) {
@@ -70,7 +82,7 @@ TEST(IndexShard, Filling_IsNeitherFoundNorErasedNorEvicted) {
   const auto entry = Entry(1, 128, 64);
   EXPECT_TRUE(shard.InsertFilling(entry));
   EXPECT_FALSE(shard.InsertFilling(entry));
-  EXPECT_EQ(shard.Pin(entry->key), nullptr);
+  EXPECT_EQ(shard.Pin(entry->key, 11), nullptr);
   EXPECT_FALSE(shard.Erase(entry->key));
   EXPECT_FALSE(shard.DropRefinement(entry->key));
   EXPECT_FALSE(shard.TakeColdest(Victim::kSlab));

@@ -87,14 +87,15 @@ TEST(Pressure, HotSlabs_OutliveAScan) {
   }
 }
 
-TEST(Pressure, PrefixReleasedLast_OutlivesItsTail) {
+TEST(Pressure, PrefixFoundLast_OutlivesItsTail) {
   const auto store = StoreOf(4 * kBytes);
-  std::vector<Pin> chain;
+  std::vector<Pin> lease;
   for (uint8_t n = 0; n < 4; ++n) {
     ASSERT_TRUE(Put(*store, n, kBytes, 0).ok());
-    chain.push_back(store->Find(Key(n)));
+    lease.push_back(store->Find(Key(n)));
   }
-  while (!chain.empty()) chain.pop_back();
+  for (uint8_t n = 4; n-- > 0;) store->Find(Key(n));  // the lease goes on holding all of them
+  lease.clear();                                      // the prefix is released first
   ASSERT_TRUE(Put(*store, 9, kBytes, 0).ok());
   EXPECT_TRUE(store->Find(Key(0)));
   EXPECT_FALSE(store->Find(Key(3)));
