@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstring>
 #include <optional>
+#include <system_error>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -40,7 +41,8 @@ struct Request {
 };
 
 absl::Status SystemError(absl::string_view what, const std::string& path) {
-  return absl::UnavailableError(absl::StrCat(path, ": ", what, ": ", strerror(errno)));
+  return absl::UnavailableError(
+      absl::StrCat(path, ": ", what, ": ", std::generic_category().message(errno)));
 }
 
 void TakeDescriptors(msghdr& header, std::vector<OwnedFd>& descriptors) {

@@ -7,6 +7,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <system_error>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -34,7 +35,8 @@ absl::Status CheckSeals(int fd) {
 absl::Status CheckSize(int fd, uint64_t bytes) {
   struct stat info {};
   if (fstat(fd, &info) != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("descriptor: fstat: ", strerror(errno)));
+    return absl::InvalidArgumentError(
+        absl::StrCat("descriptor: fstat: ", std::generic_category().message(errno)));
   }
   if (bytes != 0 && static_cast<uint64_t>(info.st_size) == bytes) return absl::OkStatus();
   return absl::InvalidArgumentError(
@@ -58,7 +60,7 @@ absl::StatusOr<std::shared_ptr<const Segment>> Segment::Map(const OwnedFd& fd, u
   void* at = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
   if (at == MAP_FAILED) {
     return absl::ResourceExhaustedError(
-        absl::StrCat("bytes = ", bytes, ": mmap: ", strerror(errno)));
+        absl::StrCat("bytes = ", bytes, ": mmap: ", std::generic_category().message(errno)));
   }
   auto memory = absl::MakeSpan(static_cast<std::byte*>(at), static_cast<size_t>(bytes));
   return std::shared_ptr<const Segment>(new Segment(memory));

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
@@ -17,7 +18,8 @@ namespace fq {
 namespace {
 
 absl::Status SystemError(const std::string& path, absl::string_view what) {
-  return absl::UnavailableError(absl::StrCat(path, ": ", what, ": ", strerror(errno)));
+  return absl::UnavailableError(
+      absl::StrCat(path, ": ", what, ": ", std::generic_category().message(errno)));
 }
 
 absl::Status MakeDirectories(const std::string& directory) {

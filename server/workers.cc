@@ -41,7 +41,7 @@ class IndexRun {
 
   void Finish(absl::Status status) {
     absl::MutexLock lock(&mutex_);
-    --running_;
+    if (--running_ == 0) idle_.Signal();
     if (status.ok()) return;
     next_ = count_;
     if (first_error_.ok()) first_error_ = std::move(status);
@@ -50,6 +50,7 @@ class IndexRun {
   const size_t count_;
   const std::function<absl::Status(size_t)>& work_;
   absl::Mutex mutex_;
+  absl::CondVar idle_;
   size_t next_ ABSL_GUARDED_BY(mutex_) = 0;
   size_t running_ ABSL_GUARDED_BY(mutex_) = 0;
   absl::Status first_error_ ABSL_GUARDED_BY(mutex_);
@@ -65,6 +66,7 @@ WorkerPool::~WorkerPool() {
   {
     absl::MutexLock lock(&mutex_);
     stopping_ = true;
+    work_.SignalAll();
   }
   for (std::thread& thread : threads_) thread.join();
 }
@@ -78,6 +80,7 @@ absl::Status WorkerPool::Submit(std::function<void()> job) {
         kRetryAfterMs);
   }
   queue_.push_back(std::move(job));
+  work_.Signal();
   return absl::OkStatus();
 }
 
@@ -92,6 +95,7 @@ absl::Status WorkerPool::ForEach(size_t count, const std::function<absl::Status(
 void WorkerPool::Help(size_t helpers, const std::function<void()>& job) {
   absl::MutexLock lock(&mutex_);
   for (size_t i = 0; i < helpers && queue_.size() < queue_depth_; ++i) queue_.push_back(job);
+  work_.SignalAll();
 }
 
 size_t WorkerPool::queued() const {
@@ -100,12 +104,11 @@ size_t WorkerPool::queued() const {
 }
 
 void WorkerPool::Run() {
-  auto ready = [this]() ABSL_SHARED_LOCKS_REQUIRED(mutex_) { return stopping_ || !queue_.empty(); };
   for (;;) {
     std::function<void()> job;
     {
       absl::MutexLock lock(&mutex_);
-      mutex_.Await(absl::Condition(&ready));
+      while (queue_.empty() && !stopping_) work_.Wait(&mutex_);
       if (queue_.empty()) return;
       job = std::move(queue_.front());
       queue_.pop_front();

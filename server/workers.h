@@ -39,6 +39,7 @@ class WorkerPool {
   std::deque<std::function<void()>> queue_ ABSL_GUARDED_BY(mutex_);
   bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;
+  absl::CondVar work_;  // there is some, or the pool stops
 };
 
 }  // namespace fq

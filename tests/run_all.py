@@ -91,7 +91,7 @@ def run_ctest(build: pathlib.Path) -> list[Result]:
     """All C++ tests; failing ones print in full."""
     report = build / "reports/ctest.xml"
     step = run_step("C++ tests", [
-        "ctest", "--test-dir", str(build), "--output-on-failure", "--no-tests=error", "--progress",
+        "ctest", "--test-dir", str(build), "--output-on-failure", "--no-tests=error",
         "-j", str(os.cpu_count()), "--output-junit", str(report.absolute())])
     results = read_junit(report)
     if step.outcome == "failed" and not any(r.outcome == "failed" for r in results):

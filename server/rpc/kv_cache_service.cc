@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "server/rpc/identity.h"
+#include "server/rpc/load_reply.h"
 #include "server/rpc/session_stream.h"
 #include "server/rpc/to_calls.h"
 #include "server/rpc/validate_blocks.h"
@@ -41,13 +42,14 @@ void FillStatuses(const std::vector<BlockOutcome>& outcomes, Response& response)
   }
 }
 
-void FillInline(InlineBlocks blocks, wire::LoadResponse& response) {
-  FillStatuses(blocks.outcomes, response);
-  response.mutable_sizes()->Add(blocks.sizes.begin(), blocks.sizes.end());
-  response.mutable_refinement_sizes()->Add(blocks.refinement_sizes.begin(),
-                                           blocks.refinement_sizes.end());
-  response.set_xxh3_128(std::move(blocks.checksums));
-  response.set_payload(std::move(blocks.payload));
+grpc::ByteBuffer InlineReply(InlineBlocks blocks) {
+  wire::LoadResponse head;
+  FillStatuses(blocks.outcomes, head);
+  head.mutable_sizes()->Add(blocks.sizes.begin(), blocks.sizes.end());
+  head.mutable_refinement_sizes()->Add(blocks.refinement_sizes.begin(),
+                                       blocks.refinement_sizes.end());
+  head.set_xxh3_128(std::move(blocks.checksums));
+  return JoinLoadReply(head, std::move(blocks.payload));
 }
 
 void FillLookup(const LookupResult& result, wire::LookupResponse& response) {
@@ -102,11 +104,12 @@ grpc::ServerUnaryReactor* KvCacheService::Lookup(grpc::CallbackServerContext* co
 }
 
 grpc::ServerUnaryReactor* KvCacheService::Load(grpc::CallbackServerContext* context,
-                                               const wire::LoadRequest* request,
-                                               wire::LoadResponse* response) {
+                                               const grpc::ByteBuffer* message,
+                                               grpc::ByteBuffer* response) {
   return runner_.Run(context, kLoad, [=](const CallContext& call) -> absl::Status {
-    FQ_ASSIGN_OR_RETURN(auto session, FindSession(*context, request->session_id()));
-    return DoLoad(call, *session, *request, *response);
+    FQ_ASSIGN_OR_RETURN(const wire::LoadRequest request, ParseLoadRequest(*message));
+    FQ_ASSIGN_OR_RETURN(auto session, FindSession(*context, request.session_id()));
+    return DoLoad(call, *session, request, *response);
   });
 }
 
@@ -170,7 +173,7 @@ absl::Status KvCacheService::DoLookup(fq::Session& session, const wire::LookupRe
 
 absl::Status KvCacheService::DoLoad(const CallContext& call, fq::Session& session,
                                     const wire::LoadRequest& request,
-                                    wire::LoadResponse& response) const {
+                                    grpc::ByteBuffer& response) const {
   FQ_ASSIGN_OR_RETURN(auto lease, FindLease(session, request.lease_id()));
   FQ_RETURN_IF_ERROR(CheckLoad(request, session.space->shape(), lease->pins.size(), limits_));
   const LeasedBlocks blocks{lease.get(), request.first_block(), request.block_count(),
@@ -181,20 +184,22 @@ absl::Status KvCacheService::DoLoad(const CallContext& call, fq::Session& sessio
 
 absl::Status KvCacheService::LoadIntoSegment(const CallContext& call, fq::Session& session,
                                              const LeasedBlocks& blocks, const wire::Pages& pages,
-                                             wire::LoadResponse& response) const {
+                                             grpc::ByteBuffer& response) const {
   const SlabSpace& space = *session.space;
   FQ_ASSIGN_OR_RETURN(auto segment, FindSegment(session, pages.segment_id()));
   FQ_RETURN_IF_ERROR(
       CheckPages(pages, blocks.block_count, space.shape(), segment->memory().size()));
   FQ_ASSIGN_OR_RETURN(auto outcomes, node_->page_path().Load(call, space, blocks, ToPages(pages),
                                                              segment->memory()));
-  FillStatuses(outcomes, response);
+  wire::LoadResponse head;
+  FillStatuses(outcomes, head);
+  response = JoinLoadReply(head, std::string());
   return absl::OkStatus();
 }
 
 absl::Status KvCacheService::LoadIntoReply(const CallContext& call, fq::Session& session,
                                            const LeasedBlocks& blocks, bool encoded,
-                                           wire::LoadResponse& response) const {
+                                           grpc::ByteBuffer& response) const {
   PagePath& path = node_->page_path();
   if (encoded && EncodedBytes(blocks) > limits_.max_inline_bytes) {
     return absl::ResourceExhaustedError(
@@ -203,7 +208,7 @@ absl::Status KvCacheService::LoadIntoReply(const CallContext& call, fq::Session&
   }
   FQ_ASSIGN_OR_RETURN(InlineBlocks result, encoded ? path.LoadEncoded(call, *session.space, blocks)
                                                    : path.LoadInline(call, *session.space, blocks));
-  FillInline(std::move(result), response);
+  response = InlineReply(std::move(result));
   return absl::OkStatus();
 }
 

@@ -1,4 +1,5 @@
-// The data plane: check -> call -> fill for each method of kv_cache.proto. Thread-safe.
+// The data plane: check -> call -> fill for each method of kv_cache.proto. Thread-safe. Load takes
+// and gives bytes instead of messages (load_reply.h).
 #pragma once
 
 #include "flashquant/v1/kv_cache.grpc.pb.h"
@@ -10,7 +11,8 @@
 
 namespace fq {
 
-class KvCacheService final : public wire::KvCache::CallbackService {
+class KvCacheService final
+    : public wire::KvCache::WithRawCallbackMethod_Load<wire::KvCache::CallbackService> {
  public:
   explicit KvCacheService(Node* node);  // outlives the service
 
@@ -23,8 +25,8 @@ class KvCacheService final : public wire::KvCache::CallbackService {
                                    const wire::LookupRequest* request,
                                    wire::LookupResponse* response) override;
   grpc::ServerUnaryReactor* Load(grpc::CallbackServerContext* context,
-                                 const wire::LoadRequest* request,
-                                 wire::LoadResponse* response) override;
+                                 const grpc::ByteBuffer* request,
+                                 grpc::ByteBuffer* response) override;
   grpc::ServerUnaryReactor* Attend(grpc::CallbackServerContext* context,
                                    const wire::AttendRequest* request,
                                    wire::AttendResponse* response) override;
@@ -42,13 +44,13 @@ class KvCacheService final : public wire::KvCache::CallbackService {
   absl::Status DoLookup(fq::Session& session, const wire::LookupRequest& request,
                         wire::LookupResponse& response) const;
   absl::Status DoLoad(const CallContext& call, fq::Session& session,
-                      const wire::LoadRequest& request, wire::LoadResponse& response) const;
+                      const wire::LoadRequest& request, grpc::ByteBuffer& response) const;
   absl::Status LoadIntoSegment(const CallContext& call, fq::Session& session,
                                const LeasedBlocks& blocks, const wire::Pages& pages,
-                               wire::LoadResponse& response) const;
+                               grpc::ByteBuffer& response) const;
   absl::Status LoadIntoReply(const CallContext& call, fq::Session& session,
                              const LeasedBlocks& blocks, bool encoded,
-                             wire::LoadResponse& response) const;
+                             grpc::ByteBuffer& response) const;
   absl::Status DoAttend(const CallContext& call, fq::Session& session,
                         const wire::AttendRequest& request, wire::AttendResponse& response) const;
   absl::Status DoRelease(fq::Session& session, const wire::ReleaseRequest& request,
