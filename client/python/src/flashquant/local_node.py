@@ -1,5 +1,6 @@
 """A node as a child process, for the demo, tests and evaluations on one machine."""
 
+import os
 import signal
 import subprocess
 import tempfile
@@ -52,8 +53,13 @@ class LocalNode:
                 return None
 
     def freeze(self) -> None:
-        """As SIGSTOP does: sockets stay open, nothing answers."""
+        """As SIGSTOP does: sockets stay open, nothing answers. Returns when it stands still.
+
+        On a busy machine that takes a while: until the thread that got the signal runs, all
+        others go on.
+        """
         self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
 
     def thaw(self) -> None:
         """Ends freeze()."""
