@@ -21,8 +21,8 @@ constexpr uint64_t kMessageOverheadBytes =
     4 << 20;  // of a message beside its inline pages: keys, places
 constexpr int kMaxStreamsPerConnection = 256;
 constexpr int kMaxMetadataBytes = 8 << 10;
-constexpr int kKeepaliveMs = 10'000;  // finds clients whose host is gone
-constexpr int kKeepaliveTimeoutMs = 10'000;
+constexpr int kKeepaliveMs = 60'000;  // finds clients whose host is gone
+constexpr int kKeepaliveTimeoutMs = 20'000;
 constexpr int kMaxSyncThreads = 64;  // of health and reflection; data calls run on callbacks
 
 absl::StatusOr<std::string> ReadPem(absl::string_view option, const std::string& path) {
