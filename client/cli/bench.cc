@@ -82,7 +82,7 @@ std::vector<std::vector<client::BlockKey>> RandomChains(const client::Session& s
   std::mt19937_64 random(flags.seed);
   std::vector<std::vector<client::BlockKey>> chains;
   for (uint32_t i = 0; i < flags.calls; ++i) {
-    std::vector<uint32_t> tokens(flags.blocks_per_call * client::kBlockTokens);
+    std::vector<uint32_t> tokens(size_t{flags.blocks_per_call} * client::kBlockTokens);
     for (uint32_t& token : tokens) token = static_cast<uint32_t>(random() % kTokenLimit);
     chains.push_back(client::KeysOf(session.Chain(absl::StrCat("bench ", flags.seed)), tokens));
   }

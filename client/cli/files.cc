@@ -1,9 +1,9 @@
 #include "client/cli/files.h"
 
 #include <cerrno>
-#include <cstring>
 #include <fstream>
 #include <sstream>
+#include <system_error>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -17,7 +17,8 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
   if (in && (in.peek() == std::ifstream::traits_type::eof() || text << in.rdbuf())) {
     return text.str();
   }
-  return absl::DataLossError(absl::StrCat(path, ": cannot be read: ", std::strerror(errno)));
+  return absl::DataLossError(
+      absl::StrCat(path, ": cannot be read: ", std::generic_category().message(errno)));
 }
 
 absl::Status WriteFile(const std::string& path, absl::Span<const std::byte> bytes) {
@@ -26,7 +27,8 @@ absl::Status WriteFile(const std::string& path, absl::Span<const std::byte> byte
             static_cast<std::streamsize>(bytes.size()));
   out.close();
   if (out) return absl::OkStatus();
-  return absl::DataLossError(absl::StrCat(path, ": cannot be written: ", std::strerror(errno)));
+  return absl::DataLossError(
+      absl::StrCat(path, ": cannot be written: ", std::generic_category().message(errno)));
 }
 
 absl::StatusOr<std::vector<uint32_t>> ParseTokens(const std::string& text) {

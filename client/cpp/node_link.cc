@@ -121,7 +121,7 @@ absl::StatusOr<grpc::ByteBuffer> NodeLink::Call(const std::string& method, grpc:
                                                 absl::Time deadline) {
   FQ_RETURN_IF_ERROR(AskBreaker());
   CallState call;
-  call.request = std::move(request);
+  call.request.Swap(&request);
   call.context.set_deadline(absl::ToChronoTime(deadline));
   Stub stub(channel_);
   Start(stub, method, call);

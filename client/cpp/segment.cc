@@ -5,7 +5,7 @@
 #include <unistd.h>
 
 #include <cerrno>
-#include <cstring>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -15,8 +15,8 @@ namespace fq::client {
 namespace {
 
 absl::Status NoMemory(const char* what, uint64_t bytes) {
-  return absl::ResourceExhaustedError(
-      absl::StrCat(what, " for a segment of ", bytes, " bytes: ", std::strerror(errno)));
+  return absl::ResourceExhaustedError(absl::StrCat(
+      what, " for a segment of ", bytes, " bytes: ", std::generic_category().message(errno)));
 }
 
 absl::StatusOr<std::shared_ptr<const OwnedFd>> MakeMemfd(uint64_t bytes) {

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -31,8 +32,8 @@ static_assert(sizeof(Request) == 32);
 static_assert(offsetof(Request, operation) == 16 && offsetof(Request, bytes) == 24);
 
 absl::Status Unavailable(const SegmentDoor& door, const char* what) {
-  return absl::UnavailableError(
-      absl::StrCat("segment socket ", door.socket_path, ": ", what, ": ", std::strerror(errno)));
+  return absl::UnavailableError(absl::StrCat("segment socket ", door.socket_path, ": ", what, ": ",
+                                             std::generic_category().message(errno)));
 }
 
 absl::Status WaitFor(const SegmentDoor& door, int fd, short events, absl::Time deadline) {
