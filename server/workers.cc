@@ -25,8 +25,7 @@ class IndexRun {
 
   absl::Status Wait() {
     absl::MutexLock lock(&mutex_);
-    mutex_.Await(absl::Condition(
-        +[](IndexRun* run) { return run->running_ == 0; }, this));
+    while (running_ != 0) idle_.Wait(&mutex_);
     return first_error_;
   }
 

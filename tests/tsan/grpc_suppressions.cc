@@ -8,6 +8,11 @@ extern "C" const char* __tsan_default_suppressions() {
          "race:libgrpc++_reflection.so\n"
          "race:libgpr.so\n"
          "race:libupb.so\n"
+         // Reference counts inside absl::Status and text that gRPC thread pools build.
+         "race:libabsl_status.so\n"
+         "race:libabsl_cord.so\n"
+         "race:libabsl_time.so\n"
+         "race:libabsl_strings.so\n"
          // Lock-order bookkeeping inside absl::Mutex.
          "race:libabsl_graphcycles_internal.so\n"
          "mutex:libgrpc.so\n"
