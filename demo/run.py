@@ -6,14 +6,17 @@ a table and writes demo.json; fails when an exact page does not give the same te
 """
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
 from report import problems_of, rows_of, table_of
 
@@ -21,6 +24,7 @@ from flashquant.local_node import LocalNode
 
 ROOT = Path(__file__).resolve().parents[1]
 NODE_BYTES = 2 << 30
+PASS_S = 1800  # a vLLM process that takes longer hangs
 CODECS_WITHOUT_SET = ("exact", "universal")
 LEGEND = """\
 Medians. cold: computed; own cache: vLLM's own prefix cache; from node: another process, loaded
@@ -70,17 +74,37 @@ def run_pass(which: str, endpoint: str, arguments: argparse.Namespace,
                "--count", str(arguments.count), "--output", str(output)]
     if arguments.codec_set.exists():
         command += ["--codec-set", str(arguments.codec_set)]
+    status = run_watched(command, log)
+    if status != 0 or not output.exists():
+        tail = log.read_text("utf-8", "replace")[-3000:]
+        sys.exit(f"demo: the {which} vLLM process failed ({status}):\n{tail}")
+    return json.loads(output.read_text())
+
+
+def run_watched(command: list[str], log: Path) -> int:
+    """Exit status; whatever the command started and left behind is killed."""
     with log.open("wb") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=subprocess.PIPE, text=True,
-                                   env={**os.environ, **ENVIRONMENT}, errors="replace")
-        for line in process.stderr:
-            sink.write(line.encode())
-            if line.startswith("    ") and "/" in line[:8]:
-                print(line, end="", flush=True)
-    if process.wait() != 0 or not output.exists():
-        tail = log.read_text("utf-8", "replace")[-3000:]
-        sys.exit(f"demo: the {which} vLLM process failed ({process.returncode}):\n{tail}")
-    return json.loads(output.read_text())
+                                   env={**os.environ, **ENVIRONMENT}, errors="replace",
+                                   start_new_session=True)
+        reader = threading.Thread(target=show_progress, args=(process.stderr, sink), daemon=True)
+        reader.start()
+        try:
+            return process.wait(PASS_S)
+        except subprocess.TimeoutExpired:
+            return -signal.SIGKILL
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            reader.join(5)
+
+
+def show_progress(lines: TextIO, sink: BinaryIO) -> None:
+    """Progress lines go to the terminal, all lines to the log."""
+    for line in lines:
+        sink.write(line.encode())
+        if line.startswith("    ") and "/" in line[:8]:
+            print(line, end="", flush=True)
 
 
 def commit() -> str:
