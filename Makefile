@@ -43,11 +43,11 @@ test-asan test-tsan: test-%san:  ## C++ tests under AddressSanitizer + UBSan, Th
 lint: build  ## clang-tidy over every C++ file (make test does a few)
 	$(PYTHON) tests/lint.py --all --build $(BUILD)
 
-bench:  ## benchmarks of kernels and server
+bench:  ## benchmarks of kernels and store, kept in tests/bench/results
 	@scripts/setup.sh system
 	cmake --preset bench
 	cmake --build build/bench
-	@for b in build/bench/bin/*_bench; do echo "== $$b"; $$b; done
+	tests/bench/run.py
 
 quality: model  ## loss of the codec set on held-out text
 	scripts/prepare_text.sh build/text
