@@ -136,7 +136,7 @@ absl::Status AdminService::FillInfo(const CallContext& call, const NamespaceView
   for (const auto& space : view.spaces) {
     for (const SlabKey& key : KeysOf(node_->store(), *space)) {
       FQ_RETURN_IF_ERROR(call.Check());
-      Pin pin = node_->store().Find(key);
+      Pin pin = node_->store().Peek(key);
       if (!pin) continue;
       info.set_blocks(info.blocks() + 1);
       info.set_stored_bytes(info.stored_bytes() + pin.stored_bytes());
@@ -151,7 +151,7 @@ absl::Status AdminService::VerifySpace(const CallContext& call, const SlabSpace&
                                        wire::VerifyResponse& response) const {
   for (const SlabKey& key : KeysOf(node_->store(), space)) {
     FQ_RETURN_IF_ERROR(call.Check());
-    Pin pin = node_->store().Find(key);
+    Pin pin = node_->store().Peek(key);
     if (!pin) continue;
     response.set_blocks(response.blocks() + 1);
     response.set_bytes(response.bytes() + pin.primary().size() + pin.refinement().size());
@@ -167,7 +167,7 @@ absl::Status AdminService::PurgeSpace(const CallContext& call, const SlabSpace& 
   for (const SlabKey& key : KeysOf(node_->store(), space)) {
     FQ_RETURN_IF_ERROR(call.Check());
     if (leased.contains(key)) continue;
-    Pin pin = node_->store().Find(key);
+    Pin pin = node_->store().Peek(key);
     if (!pin || !node_->store().Erase(key)) continue;
     response.set_blocks(response.blocks() + 1);
     response.set_bytes(response.bytes() + pin.stored_bytes());

@@ -49,6 +49,10 @@ std::shared_ptr<SlabEntry> Store::Core::Pin(const SlabKey& key) {
   return ShardOf(key).Pin(key, Tick());
 }
 
+std::shared_ptr<SlabEntry> Store::Core::PinUnused(const SlabKey& key) {
+  return ShardOf(key).Pin(key, std::nullopt);
+}
+
 void Store::Core::Unpin(const std::shared_ptr<SlabEntry>& entry) {
   absl::ReaderMutexLock moving(&moving_mu_);
   const FreedExtents freed = ShardOf(entry->key).Unpin(entry);

@@ -29,6 +29,7 @@ class Store::Core {
   void Publish(SlabEntry& entry);
   void Abandon(SlabEntry& entry);
   std::shared_ptr<SlabEntry> Pin(const SlabKey& key);
+  std::shared_ptr<SlabEntry> PinUnused(const SlabKey& key);  // does not count as a use
   void Unpin(const std::shared_ptr<SlabEntry>& entry);
   bool DropRefinement(const SlabKey& key);
   bool Erase(const SlabKey& key);

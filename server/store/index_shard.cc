@@ -30,7 +30,7 @@ void IndexShard::Publish(SlabEntry& entry, uint64_t tick) {
   MakeEvictable(entry);
 }
 
-std::shared_ptr<SlabEntry> IndexShard::Pin(const SlabKey& key, uint64_t tick) {
+std::shared_ptr<SlabEntry> IndexShard::Pin(const SlabKey& key, std::optional<uint64_t> tick) {
   absl::MutexLock lock(&mu_);
   const auto it = entries_.find(key);
   if (it == entries_.end() || it->second->state != State::kPublished) return nullptr;
@@ -39,7 +39,7 @@ std::shared_ptr<SlabEntry> IndexShard::Pin(const SlabKey& key, uint64_t tick) {
     MakeUnevictable(entry);
     ++totals_.pinned_slabs;
   }
-  entry.last_use = tick;
+  if (tick) entry.last_use = *tick;
   return it->second;
 }
 

@@ -54,8 +54,9 @@ class IndexShard {
   FreedExtents Abandon(SlabEntry& entry) ABSL_LOCKS_EXCLUDED(mu_);
   void Publish(SlabEntry& entry, uint64_t tick) ABSL_LOCKS_EXCLUDED(mu_);
 
-  // Null when the key is not published. `tick` is its last use from now on.
-  std::shared_ptr<SlabEntry> Pin(const SlabKey& key, uint64_t tick) ABSL_LOCKS_EXCLUDED(mu_);
+  // Null when the key is not published. `tick`, if any, is its last use from now on.
+  std::shared_ptr<SlabEntry> Pin(const SlabKey& key, std::optional<uint64_t> tick)
+      ABSL_LOCKS_EXCLUDED(mu_);
   FreedExtents Unpin(const std::shared_ptr<SlabEntry>& entry) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Nothing: there was none. Empty extents: as soon as the slab is unpinned.

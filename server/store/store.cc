@@ -50,6 +50,13 @@ Pin Store::Find(const SlabKey& key) {
   return pin;
 }
 
+Pin Store::Peek(const SlabKey& key) {
+  Pin pin;
+  pin.entry_ = core_->PinUnused(key);
+  pin.store_ = this;
+  return pin;
+}
+
 bool Store::DropRefinement(const SlabKey& key) { return core_->DropRefinement(key); }
 bool Store::Erase(const SlabKey& key) { return core_->Erase(key); }
 

@@ -116,6 +116,9 @@ class Store {
   // tail.
   Pin Find(const SlabKey& key);
 
+  // The same without counting as a use: for walks over everything.
+  Pin Peek(const SlabKey& key);
+
   // Frees the refinement of a slab; when it is pinned, as soon as it no longer is. False when there
   // is none, or it is about to go already.
   bool DropRefinement(const SlabKey& key);

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tiny_model import make_model, make_texts
 
 from flashquant.calibrate.allocation import (DISTORTION, LEVELS, allocate, allocate_in_groups,
                                              merge_heads, unit_channels)
+from flashquant.calibrate.command import split_texts
 from flashquant.calibrate.statistics import Plan, Statistics, measure
 from flashquant.calibrate.tables import chain_words, fit_tables, half_words, k_means
 from flashquant.calibrate.transform import fit_transform
@@ -265,3 +267,18 @@ def test_calibrate_command_bad_arguments_refused(folder, tmp_path, capfd, argume
     assert calibrate(folder, tmp_path / "a.fqcs", *arguments) == 1
     assert message in capfd.readouterr().err
     assert not (tmp_path / "a.fqcs").exists()
+
+
+def test_split_texts_without_test_text_holds_out_every_third():
+    texts = [Path(name) for name in "abcdefg"]
+    kept, held_out = split_texts(texts, None)
+    assert held_out == [Path("c"), Path("f")]
+    assert kept == [Path(name) for name in "abdeg"]
+    assert split_texts(texts[:2], None) == (texts[:1], texts[1:2])
+
+
+@pytest.mark.parametrize("texts,test_texts,message", [
+    ("a", None, "found 1 text and no --test-text"), ("ab", "cb", "is in --text too")])
+def test_split_texts_that_measure_nothing_refused(texts, test_texts, message):
+    with pytest.raises(ValueError, match=message):
+        split_texts([Path(t) for t in texts], test_texts and [Path(t) for t in test_texts])

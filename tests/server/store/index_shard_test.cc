@@ -46,6 +46,16 @@ TEST(IndexShard, Pin_OfAPinnedSlab_IsAUseToo) {
   EXPECT_EQ(shard.ColdestTick(Victim::kSlab), 20u);
 }
 
+TEST(IndexShard, Pin_WithoutTick_IsNoUse) {
+  IndexShard shard;
+  const auto first = Published(shard, 1, 10);
+  Published(shard, 2, 20);
+  shard.Unpin(shard.Pin(first->key, std::nullopt));
+  EXPECT_EQ(shard.ColdestTick(Victim::kSlab), 10u);
+  shard.Unpin(shard.Pin(first->key, 30));
+  EXPECT_EQ(shard.ColdestTick(Victim::kSlab), 20u);
+}
+
 TEST(IndexShard, TakeColdest_HandsOutItsExtents) {
   IndexShard shard;
   const auto entry = Published(shard, 1, 10);

@@ -37,8 +37,9 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         help="Hugging Face model folder (Llama architecture)")
     add("--text", type=Path, nargs="+", required=True, metavar="FILE",
         help="texts to calibrate on, each longer than --tokens")
-    add("--test-text", type=Path, nargs="+", required=True, metavar="FILE",
-        help="other texts, on which the loss is measured")
+    add("--test-text", type=Path, nargs="+", metavar="FILE",
+        help="other texts, on which the loss is measured (default: every third --text is held out "
+        "for that)")
     add("-o", "--output", type=Path, required=True, metavar="FILE", help=".fqcs file to write")
     add("--name", help="model name stored in the file (default: name of the folder)")
     add("--statistics", type=Path, metavar="FILE",
@@ -92,6 +93,20 @@ def _check(args: argparse.Namespace) -> tuple[float, float]:
     return bits[0], bits[1]
 
 
+def split_texts(texts: list[Path], test_texts: list[Path] | None) -> tuple[list[Path], list[Path]]:
+    """Texts to calibrate on and others to measure the loss on; ValueError if they overlap."""
+    if test_texts is None:
+        if len(texts) < 2:
+            raise ValueError(f"--text: found {len(texts)} text and no --test-text, expected two or "
+                             "more, so that one can be held out")
+        test_texts = texts[2::3] or texts[-1:]
+        texts = [text for text in texts if text not in test_texts]
+    both = sorted({text.resolve() for text in texts} & {text.resolve() for text in test_texts})
+    if both:
+        raise ValueError(f"--test-text: {both[0]} is in --text too; the loss would look too small")
+    return texts, test_texts
+
+
 def _statistics(args: argparse.Namespace, model: Model) -> Statistics:
     if args.statistics and args.statistics.exists():
         _say(f"statistics from {args.statistics}")
@@ -135,6 +150,7 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(args.model)
     if model.head_size not in HEAD_SIZES:
         raise ValueError(f"head size: found {model.head_size}, expected one of {HEAD_SIZES}")
+    args.text, args.test_text = split_texts(args.text, args.test_text)
     test = read_documents(args.model, args.test_text, args.test_tokens)
     statistics = _statistics(args, model)
     options = FitOptions(base_bits, total_bits, args.profiles, args.damping, args.seed)
