@@ -7,7 +7,7 @@ CODEC_SET := codec_sets/smollm2-135m-instruct.fqcs
 export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
 
-.PHONY: help setup build node model demo test test-asan test-tsan lint bench quality fuzz format lock
+.PHONY: help setup build node model demo test test-asan test-tsan test-gpu lint bench quality fuzz format lock
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -39,6 +39,12 @@ test-asan test-tsan: test-%san:  ## C++ tests under AddressSanitizer + UBSan, Th
 	cmake --preset $*san
 	cmake --build build/$*san
 	ctest --test-dir build/$*san --output-on-failure
+
+test-gpu:  ## on a machine with a GPU: the codec's maths there against the CPU, bit for bit
+	@scripts/setup.sh system
+	cmake --preset release
+	cmake --build $(BUILD) --target codec_device_test
+	$(BUILD)/bin/codec_device_test
 
 lint: build  ## clang-tidy over every C++ file (make test does a few)
 	$(PYTHON) tests/lint.py --all --build $(BUILD)
