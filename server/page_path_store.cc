@@ -58,6 +58,7 @@ absl::StatusOr<std::vector<BlockOutcome>> PagePath::StoreBlocks(const CallContex
       FQ_RETURN_IF_ERROR(context.Check());
       FQ_ASSIGN_OR_RETURN(outcomes[i], StoreBlock(space, call, i));
       if (outcomes[i] != BlockOutcome::kFull) pins[i] = store_->Find({space.scope, call.keys[i]});
+      if (!pins[i]) outcomes[i] = BlockOutcome::kFull;  // evicted by another before it was pinned
       return absl::OkStatus();
     }));
   }
