@@ -9,8 +9,8 @@
 set -eu
 
 out=${1:-build/text}
-packages="anarchism debian-history debian-reference-en developers-reference fortunes git-doc jargon-text
-          libpython3.11-minimal libpython3.11-stdlib perl-modules-5.36 python3.11-doc"
+packages="anarchism debian-history debian-reference-en developers-reference fortunes git-doc
+          jargon-text libpython3.11-minimal libpython3.11-stdlib perl-modules-5.36 python3.11-doc"
 # Raise this when the choice of documents changes: an older folder is then made again.
 edition=2
 if [ "$(cat "$out/.complete" 2> /dev/null)" = "$edition" ]; then
