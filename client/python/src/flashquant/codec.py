@@ -1,7 +1,8 @@
 """Reference of the page codec: kernels/FORMAT.md sections 1 to 6, in torch.
 
 Decoding gives the coded-domain values bit for bit. Calibration and evaluation use the same
-functions, so what they measure went through real page bytes.
+functions, so what they measure went through real page bytes. Codecs live on one device and take
+tensors of that device.
 
 Shapes: P pages of 64 tokens, T = 64 P tokens, d head size, n groups of 8 components.
 """
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from flashquant.codec_set import GROUP, CodecSet, table_values
+
+Device = str | torch.device
 
 PAGE_TOKENS = 64
 SINK_TOKENS = 16
@@ -62,8 +65,9 @@ def nearest(vectors: Tensor, book: Tensor) -> Tensor:
     """
     half_norm = 0.5 * book.pow(2).sum(-1)
     weight = book.T.contiguous()
+    chunk = SEARCH_CHUNK if vectors.device.type == "cpu" else 64 * SEARCH_CHUNK
     return torch.cat([torch.addmm(half_norm, part, weight, beta=-1).argmax(-1)
-                      for part in vectors.split(SEARCH_CHUNK)])
+                      for part in vectors.split(chunk)])
 
 
 def _encode_8(values: Tensor) -> Tensor:
@@ -74,7 +78,8 @@ def _encode_8(values: Tensor) -> Tensor:
 class PartCodec:
     """Codes of one part (base or refinement) of K or of V: classes per group, table per class."""
 
-    def __init__(self, classes: tuple[int, ...], tables: np.ndarray, is_key: bool) -> None:
+    def __init__(self, classes: tuple[int, ...], tables: np.ndarray, is_key: bool,
+                 device: Device = "cpu") -> None:
         """`tables`: `base` or `refinement` of a row of `CodecSet.rows`."""
         self.page_bytes = PAGE_TOKENS * sum(classes)
         self._width, self._is_key = GROUP * len(classes), is_key
@@ -84,16 +89,17 @@ class PartCodec:
         self._books: dict[int, Tensor] = {}
         for bits in sorted(set(classes) - {0}):
             groups = [i for i, c in enumerate(classes) if c == bits]
-            self._groups[bits] = torch.tensor(groups)
+            self._groups[bits] = torch.tensor(groups, device=device)
             self._places[bits] = torch.cat(
-                [begins[i] + torch.arange(PAGE_TOKENS * bits) for i in groups])
+                [begins[i] + torch.arange(PAGE_TOKENS * bits) for i in groups]).to(device)
             if bits < 8:
-                self._books[bits] = torch.from_numpy(table_values(tables, bits).copy())
+                book = torch.from_numpy(table_values(tables, bits).copy())
+                self._books[bits] = book.to(device)
 
     def encode(self, values: Tensor) -> Tensor:
         """Coded-domain input [T, d] FP32 -> bytes [P, page_bytes]."""
         lanes = to_lanes(values, self._is_key)
-        pages = torch.empty(len(lanes), self.page_bytes, dtype=torch.uint8)
+        pages = torch.empty(len(lanes), self.page_bytes, dtype=torch.uint8, device=values.device)
         for bits, groups in self._groups.items():
             part = lanes[:, groups]
             if bits < 8:
@@ -106,7 +112,7 @@ class PartCodec:
 
     def decode(self, pages: Tensor) -> Tensor:
         """Bytes [P, page_bytes] -> values [T, d] FP32, bit for bit as section 2 says."""
-        lanes = torch.zeros(len(pages), self._width // GROUP, 32, 16)
+        lanes = torch.zeros(len(pages), self._width // GROUP, 32, 16, device=pages.device)
         for bits, groups in self._groups.items():
             codes = pages[:, self._places[bits]]
             if bits < 8:
@@ -137,12 +143,12 @@ class RowCodec:
     """One (layer, kv head, K|V): transform, base and refinement."""
 
     def __init__(self, row: np.ndarray, is_key: bool, classes: tuple[int, ...],
-                 refinement_classes: tuple[int, ...]) -> None:
+                 refinement_classes: tuple[int, ...], device: Device = "cpu") -> None:
         """`row`: one record of `CodecSet.rows`."""
         self.mu, self.A, self.Ai, self.sd = (
-            torch.from_numpy(row[name].copy()) for name in ("mu", "A", "Ai", "sd"))
-        self.base = PartCodec(classes, row["base"], is_key)
-        self.refinement = PartCodec(refinement_classes, row["refinement"], is_key)
+            torch.from_numpy(row[name].copy()).to(device) for name in ("mu", "A", "Ai", "sd"))
+        self.base = PartCodec(classes, row["base"], is_key, device)
+        self.refinement = PartCodec(refinement_classes, row["refinement"], is_key, device)
 
     def components(self, x: Tensor) -> Tensor:
         """Rows [T, d] -> u = A (x - mu), FP32; NaN and large values as section 1 says."""
@@ -167,12 +173,13 @@ class RowCodec:
         return values @ self.Ai.T + self.mu
 
 
-def row_codecs(codec_set: CodecSet, layer: int, head: int) -> tuple[RowCodec, RowCodec]:
+def row_codecs(codec_set: CodecSet, layer: int, head: int,
+               device: Device = "cpu") -> tuple[RowCodec, RowCodec]:
     """The codecs of K and V of one (layer, kv head)."""
     profile = codec_set.profile(layer, head)
     k, v = codec_set.rows[layer, head]
-    return (RowCodec(k, True, profile.k, profile.k_refinement),
-            RowCodec(v, False, profile.v, profile.v_refinement))
+    return (RowCodec(k, True, profile.k, profile.k_refinement, device),
+            RowCodec(v, False, profile.v, profile.v_refinement, device))
 
 
 def page_bytes(kind: PageKind, head_size: int, element_bytes: int = 2,
@@ -208,7 +215,7 @@ def _bytes(x: Tensor) -> Tensor:
 
 def encode_fq(codecs: tuple[RowCodec, RowCodec], k: Tensor, v: Tensor, sink: bool) -> Page:
     """Base and refinement pages of K, V [n, d]; block 0 of a sequence is a `sink` block."""
-    token = torch.arange(PAGE_TOKENS)
+    token = torch.arange(PAGE_TOKENS, device=k.device)
     blank = (token >= len(k)) | ((token < SINK_TOKENS) if sink else False)
     parts = [codec.encode(codec.components(_padded(x)), blank)
              for codec, x in zip(codecs, (k, v))]
@@ -291,14 +298,15 @@ def universal_codes(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows [..., d] -> (level index [..., d] int64, norm [..., 1] FP16) of section 6."""
     x = _without_nan(x)
     norm = x.pow(2).mean(-1, keepdim=True).sqrt().clamp(SMALLEST_NORM, LARGEST).half()
-    turned = (x / norm.float()) @ hadamard(x.shape[-1])
-    between = (LEVELS[1:] + LEVELS[:-1]) / 2
+    turned = (x / norm.float()) @ hadamard(x.shape[-1]).to(x.device)
+    between = ((LEVELS[1:] + LEVELS[:-1]) / 2).to(x.device)
     return torch.bucketize(turned, between), norm
 
 
 def universal_rows(codes: Tensor, norm: Tensor) -> Tensor:
     """Inverse of `universal_codes`, FP32 [..., d]."""
-    return (LEVELS[codes] @ hadamard(codes.shape[-1])) * norm.float()
+    turn = hadamard(codes.shape[-1]).to(codes.device)
+    return (LEVELS.to(codes.device)[codes] @ turn) * norm.float()
 
 
 def encode_universal(k: Tensor, v: Tensor, sink: bool) -> Page:

@@ -15,7 +15,7 @@ ARCHITECTURES = {"LlamaForCausalLM": LlamaModel}
 __all__ = ["ARCHITECTURES", "Model", "Rows", "Window", "load_model", "load_tokenizer"]
 
 
-def load_model(folder: Path) -> Model:
+def load_model(folder: Path, device: str = "cpu") -> Model:
     """Loads the Hugging Face model in `folder`; ValueError if its architecture is not known."""
     config_file = Path(folder) / "config.json"
     if not config_file.is_file():
@@ -24,7 +24,7 @@ def load_model(folder: Path) -> Model:
     names = config.get("architectures") or []
     for name in names:
         if name in ARCHITECTURES:
-            return ARCHITECTURES[name](Path(folder), config)
+            return ARCHITECTURES[name](Path(folder), config, device)
     raise ValueError(f"{folder}: architecture {names or 'not stated'} is not supported; "
                      f"supported: {', '.join(sorted(ARCHITECTURES))}")
 

@@ -41,9 +41,10 @@ class Model(Protocol):
     kv_heads: int
     head_size: int
     context_tokens: int
+    device: str
 
     def embed(self, ids: Tensor) -> Tensor:
-        """ids [T] -> input of layer 0, [T, D] FP32."""
+        """ids [T], on any device -> input of layer 0, [T, D] FP32, on `device`."""
 
     def layer(self, index: int, x: Tensor, rows: Rows, window: Window) -> Tensor:
         """x [T, D] -> output of layer `index`, [T, D]; far queries see what `rows` returns."""

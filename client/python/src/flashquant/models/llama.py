@@ -23,7 +23,7 @@ def _refuse_unknown(folder: Path, config: dict[str, Any]) -> None:
             raise ValueError(f"{folder}: {field} is {found!r}; supported: {supported!r}")
 
 
-def _load_weights(folder: Path) -> dict[str, Tensor]:
+def _load_weights(folder: Path, device: str) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     files = sorted(folder.glob("*.safetensors"))
@@ -31,14 +31,14 @@ def _load_weights(folder: Path) -> dict[str, Tensor]:
         raise ValueError(f"{folder}: no *.safetensors file")
     weights: dict[str, Tensor] = {}
     for file in files:
-        weights.update(load_file(str(file)))
+        weights.update(load_file(str(file), device))
     return weights
 
 
 class LlamaModel:
     """See `models.base.Model`. Matrices keep the type of the checkpoint, the residual is FP32."""
 
-    def __init__(self, folder: Path, config: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], device: str = "cpu") -> None:
         _refuse_unknown(folder, config)
         self.name = folder.resolve().name
         self.layers = config["num_hidden_layers"]
@@ -48,8 +48,9 @@ class LlamaModel:
         self.context_tokens = config["max_position_embeddings"]
         self._epsilon = config["rms_norm_eps"]
         rope = config.get("rope_parameters") or config
+        self.device = device
         self._make_rotation(float(rope.get("rope_theta", 10000.0)))
-        weights = _load_weights(folder)
+        weights = _load_weights(folder, device)
         self._embedding = weights["model.embed_tokens.weight"]
         self._head = weights.get("lm_head.weight", self._embedding)
         self._norm = weights["model.norm.weight"].float()
@@ -58,8 +59,8 @@ class LlamaModel:
     def _make_rotation(self, theta: float) -> None:
         half = torch.arange(0, self.head_size, 2, dtype=torch.float64) / self.head_size
         angle = torch.arange(self.context_tokens, dtype=torch.float64)[:, None] * theta ** -half
-        self._cos = torch.cat([angle.cos()] * 2, -1).float()
-        self._sin = torch.cat([angle.sin()] * 2, -1).float()
+        self._cos = torch.cat([angle.cos()] * 2, -1).float().to(self.device)
+        self._sin = torch.cat([angle.sin()] * 2, -1).float().to(self.device)
 
     @staticmethod
     def _make_block(weights: dict[str, Tensor], index: int) -> dict[str, Tensor]:
@@ -95,7 +96,7 @@ class LlamaModel:
         """See `Model`; ValueError if there are more ids than positions."""
         if len(ids) > self.context_tokens:
             raise ValueError(f"{len(ids)} tokens, but the model has {self.context_tokens}")
-        return self._embedding[ids].float()
+        return self._embedding[ids.to(self.device)].float()
 
     def layer(self, index: int, x: Tensor, rows: Rows, window: Window) -> Tensor:
         """See `Model`."""
