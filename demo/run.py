@@ -76,9 +76,18 @@ def run_pass(which: str, endpoint: str, arguments: argparse.Namespace,
         command += ["--codec-set", str(arguments.codec_set)]
     status = run_watched(command, log)
     if status != 0 or not output.exists():
-        tail = log.read_text("utf-8", "replace")[-3000:]
-        sys.exit(f"demo: the {which} vLLM process failed ({status}):\n{tail}")
+        sys.exit(f"demo: the {which} vLLM process failed ({status}):\n{explain(log)}")
     return json.loads(output.read_text())
+
+
+def explain(log: Path) -> str:
+    """The first lines that speak of an error (vLLM's last ones hide them), and the log kept."""
+    text = log.read_text("utf-8", "replace")
+    kept = ROOT / "build" / f"demo-{log.name}"
+    kept.parent.mkdir(exist_ok=True)
+    kept.write_text(text)
+    first = [line for line in text.splitlines() if "Error" in line][:5]
+    return "\n".join([*first, f"complete log: {kept}"])
 
 
 def run_watched(command: list[str], log: Path) -> int:
