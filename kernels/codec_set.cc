@@ -11,13 +11,13 @@
 #include "kernels/base/status_macros.h"
 #include "kernels/codec/chain_word.h"
 #include "kernels/codec/page_layout.h"
+#include "kernels/codec_set_json.h"
+#include "kernels/codec_set_loss.h"
 #include "nlohmann/json.hpp"
 #include "openssl/evp.h"
 
 namespace fq {
 namespace {
-
-using Json = nlohmann::json;
 
 constexpr size_t kHeaderBytes = 64;
 constexpr size_t kAlignment = 64;
@@ -26,11 +26,6 @@ constexpr int64_t kMaxLayers = 65535, kMaxKvHeads = 65535;
 constexpr size_t kMaxProfiles = 32;
 constexpr std::streamoff kMaxFileBytes = std::streamoff{1} << 36;
 constexpr size_t kTableWords = (1 + 1 + 2) * kTableEntries;  // classes 4, 2, 1 of one part
-
-absl::Status Invalid(absl::string_view field, absl::string_view found, absl::string_view expected) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("codec set: ", field, " is ", found, ", expected ", expected));
-}
 
 // 4-byte words of one (layer, head, K|V).
 size_t WordsPerSide(size_t head_size) {
@@ -41,42 +36,6 @@ template <typename T>
 T ReadAt(const std::vector<std::byte>& bytes, size_t offset) {
   T value;
   std::memcpy(&value, bytes.data() + offset, sizeof(value));
-  return value;
-}
-
-absl::StatusOr<const Json*> Find(const Json& object, const char* key) {
-  if (!object.is_object()) return Invalid(key, "outside an object", "an object");
-  const auto it = object.find(key);
-  if (it == object.end()) return Invalid(key, "missing", "present");
-  return &*it;
-}
-
-absl::StatusOr<int> FindInt(const Json& object, const char* key, int64_t max) {
-  FQ_ASSIGN_OR_RETURN(const Json* value, Find(object, key));
-  if (!value->is_number_integer()) return Invalid(key, value->type_name(), "an integer");
-  const bool fits = value->is_number_unsigned() && value->get<uint64_t>() >= 1 &&
-                    value->get<uint64_t>() <= static_cast<uint64_t>(max);
-  if (!fits) return Invalid(key, value->dump(), absl::StrCat("1..", max));
-  return value->get<int>();
-}
-
-absl::StatusOr<double> FindDouble(const Json& object, const char* key) {
-  FQ_ASSIGN_OR_RETURN(const Json* value, Find(object, key));
-  if (!value->is_number()) return Invalid(key, value->type_name(), "a number");
-  const double number = value->get<double>();
-  if (!std::isfinite(number)) return Invalid(key, "not finite", "finite");
-  return number;
-}
-
-absl::StatusOr<std::string> FindString(const Json& object, const char* key) {
-  FQ_ASSIGN_OR_RETURN(const Json* value, Find(object, key));
-  if (!value->is_string()) return Invalid(key, value->type_name(), "a string");
-  return value->get<std::string>();
-}
-
-absl::StatusOr<const Json*> FindArray(const Json& object, const char* key) {
-  FQ_ASSIGN_OR_RETURN(const Json* value, Find(object, key));
-  if (!value->is_array()) return Invalid(key, value->type_name(), "an array");
   return value;
 }
 
@@ -97,23 +56,6 @@ absl::StatusOr<std::vector<uint8_t>> FindClasses(const Json& profile, const char
     classes.push_back(item.get<uint8_t>());
   }
   return classes;
-}
-
-absl::StatusOr<MeasuredLoss> FindLoss(const Json& root, const char* profile) {
-  FQ_ASSIGN_OR_RETURN(const Json* losses, Find(root, "loss"));
-  FQ_ASSIGN_OR_RETURN(const Json* loss, Find(*losses, profile));
-  MeasuredLoss measured;
-  FQ_ASSIGN_OR_RETURN(measured.perplexity_excess_percent,
-                      FindDouble(*loss, "perplexity_excess_percent"));
-  FQ_ASSIGN_OR_RETURN(measured.standard_error_percent, FindDouble(*loss, "standard_error_percent"));
-  FQ_ASSIGN_OR_RETURN(measured.kl_divergence, FindDouble(*loss, "kl_divergence"));
-  FQ_ASSIGN_OR_RETURN(measured.top1_agreement_percent, FindDouble(*loss, "top1_agreement_percent"));
-  FQ_ASSIGN_OR_RETURN(measured.bits_per_value, FindDouble(*loss, "bits_per_value"));
-  FQ_ASSIGN_OR_RETURN(const double tokens, FindDouble(*loss, "tokens"));
-  if (tokens < 0 || tokens > 1e15) return Invalid("tokens", absl::StrCat(tokens), "0..1e15");
-  measured.tokens = static_cast<int64_t>(tokens);
-  FQ_RETURN_IF_ERROR(FindString(*loss, "text").status());
-  return measured;
 }
 
 // Whether all four halves of a chain word are finite FP16.
@@ -282,6 +224,9 @@ class CodecSetParser {
   absl::Status ReadProvenance(const Json& root) {
     FQ_ASSIGN_OR_RETURN(set_->compact_loss_, FindLoss(root, "compact"));
     FQ_ASSIGN_OR_RETURN(set_->near_lossless_loss_, FindLoss(root, "near-lossless"));
+    FQ_ASSIGN_OR_RETURN(set_->loss_by_length_, FindLossByLength(root));
+    FQ_ASSIGN_OR_RETURN(set_->expected_error_,
+                        FindExpectedError(root, set_->layers_, set_->kv_heads_));
     FQ_RETURN_IF_ERROR(FindString(root, "created_by").status());
     return Find(root, "seed").status();
   }

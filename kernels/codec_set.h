@@ -39,7 +39,20 @@ struct HeadCodec {
 struct MeasuredLoss {
   double perplexity_excess_percent = 0, standard_error_percent = 0, kl_divergence = 0,
          top1_agreement_percent = 0, bits_per_value = 0;
-  int64_t tokens = 0;
+  int64_t tokens = 0;  // of one measured document
+  std::string text;    // what it was measured on
+};
+
+// The same at another length than that of `loss`.
+struct LossAtLength {
+  std::string profile;  // "compact" or "near-lossless"
+  MeasuredLoss loss;
+};
+
+// Relative weighted error that a profile makes on rows its tables were not fitted to, [layers]
+// [kv_heads][2] (K, V), all >= 0. Both lists are empty where the file has no expectation.
+struct ExpectedError {
+  std::vector<double> compact, near_lossless;
 };
 
 // Immutable after Load; all methods may be called from any thread.
@@ -58,6 +71,8 @@ class CodecSet {
   int calibrated_tokens() const { return calibrated_tokens_; }
   const MeasuredLoss& compact_loss() const { return compact_loss_; }
   const MeasuredLoss& near_lossless_loss() const { return near_lossless_loss_; }
+  const std::vector<LossAtLength>& loss_by_length() const { return loss_by_length_; }
+  const ExpectedError& expected_error() const { return expected_error_; }
   const CodecProfile& profile(int layer, int head) const;
   const HeadCodec& k(int layer, int head) const;
   const HeadCodec& v(int layer, int head) const;
@@ -71,6 +86,8 @@ class CodecSet {
   std::string model_;
   int layers_ = 0, kv_heads_ = 0, head_size_ = 0, calibrated_tokens_ = 0;
   MeasuredLoss compact_loss_, near_lossless_loss_;
+  std::vector<LossAtLength> loss_by_length_;
+  ExpectedError expected_error_;
   std::vector<CodecProfile> profiles_;
   std::vector<int> profile_of_;   // [layers * kv_heads]
   std::vector<HeadCodec> heads_;  // [layers * kv_heads * 2], K then V

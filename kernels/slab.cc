@@ -162,6 +162,28 @@ class SlabCodecOfBackend final : public SlabCodec {
     return backend_->Decode(context_, tasks);
   }
 
+  absl::StatusOr<PageError> MeasureError(const BlockId& id, int page, const SourcePage& source,
+                                         absl::Span<const std::byte> primary,
+                                         absl::Span<const std::byte> refinement) const override {
+    FQ_RETURN_IF_ERROR(CheckKind(PageKind::kBase));
+    if (page < 0 || page >= shape_.pages()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("slab: page is ", page, ", expected 0..", shape_.pages() - 1));
+    }
+    FQ_RETURN_IF_ERROR(CheckPages(absl::MakeConstSpan(&source, 1), 1, id));
+    FQ_RETURN_IF_ERROR(CheckLengths(PageKind::kBase, id, primary.size(), refinement.size()));
+    const bool sink = IsSinkBlock(id);
+    ErrorTask task;
+    task.source = source;
+    task.layer = LayerOf(page);
+    task.head = HeadOf(page);
+    task.tokens = id.tokens;
+    task.sink = sink;
+    task.primary = primary.data() + Offsets(PageKind::kBase, sink)[page];
+    task.refinement = RefinementPage(refinement, sink, page);
+    return fq::MeasureError(context_, task);
+  }
+
   absl::Status Attend(absl::Span<const EncodedBlock> blocks,
                       const AttendParams& params) const override {
     FQ_RETURN_IF_ERROR(CheckAttend(params));
@@ -192,12 +214,8 @@ class SlabCodecOfBackend final : public SlabCodec {
 
   const PageOffsets& Offsets(PageKind kind, bool sink) const { return offsets_[Slot(kind, sink)]; }
 
-  int LayerOf(size_t page) const {
-    return shape_.layer_begin + static_cast<int>(page) / shape_.heads();
-  }
-  int HeadOf(size_t page) const {
-    return shape_.head_begin + static_cast<int>(page) % shape_.heads();
-  }
+  int LayerOf(size_t page) const { return shape_.LayerOf(static_cast<int>(page)); }
+  int HeadOf(size_t page) const { return shape_.HeadOf(static_cast<int>(page)); }
 
   PageOffsets MakeOffsets(PageKind kind, bool sink) const {
     PageOffsets offsets;
@@ -226,6 +244,12 @@ class SlabCodecOfBackend final : public SlabCodec {
     FQ_RETURN_IF_ERROR(CheckKind(kind));
     if (!IsPrimary(kind)) return Invalid("page kind of a primary extent", 2, "0, 1 or 3");
     FQ_RETURN_IF_ERROR(CheckPages(pages, shape_.pages(), id));
+    return CheckLengths(kind, id, primary_bytes, refinement_bytes);
+  }
+
+  // Bytes of the extents of a block; none of refinement is none.
+  absl::Status CheckLengths(PageKind kind, const BlockId& id, size_t primary_bytes,
+                            size_t refinement_bytes) const {
     const bool sink = IsSinkBlock(id);
     if (primary_bytes != Offsets(kind, sink).back()) {
       return Invalid("bytes of the primary extent", primary_bytes,

@@ -13,6 +13,7 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "kernels/codec_set.h"
+#include "kernels/page_error.h"
 #include "kernels/params.h"
 
 namespace fq {
@@ -31,6 +32,9 @@ struct SlabShape {
   int layers() const { return layer_end - layer_begin; }
   int heads() const { return head_end - head_begin; }
   int pages() const { return layers() * heads(); }
+  // Of the page with that index in a slab.
+  int LayerOf(int page) const { return layer_begin + page / heads(); }
+  int HeadOf(int page) const { return head_begin + page % heads(); }
 };
 
 // Which block a slab belongs to; echoed in the header and checked on every read.
@@ -79,6 +83,14 @@ class SlabCodec {
   virtual absl::Status Decode(const BlockId& id, absl::Span<const std::byte> primary,
                               absl::Span<const std::byte> refinement,
                               absl::Span<const TargetPage> pages) const = 0;
+
+  // The weighted error of one page of a block that was just encoded with kind kBase, from the rows
+  // it was made of; an empty `refinement` means base alone. InvalidArgument: the page, its rows or
+  // the lengths do not fit.
+  virtual absl::StatusOr<PageError> MeasureError(const BlockId& id, int page,
+                                                 const SourcePage& source,
+                                                 absl::Span<const std::byte> primary,
+                                                 absl::Span<const std::byte> refinement) const = 0;
 
   // See the free function Attend below.
   virtual absl::Status Attend(absl::Span<const EncodedBlock> blocks,

@@ -14,6 +14,7 @@
 #include "gtest/gtest.h"
 #include "kernels/backend.h"
 #include "kernels/page_bytes.h"
+#include "kernels/page_error.h"
 #include "tests/testing/codec_set_builder.h"
 #include "tests/testing/page_buffer.h"
 #include "tests/testing/random.h"
@@ -126,6 +127,18 @@ class BackendSuite : public testing::TestWithParam<BackendParam> {
     EXPECT_TRUE(backend().Decode(context(dtype), {task}).ok());
   }
 
+  PageError Measure(DType dtype, const EncodedPage& encoded, int index, PagePair* page) const {
+    ErrorTask task;
+    task.source = {page->k.source(), page->v.source()};
+    task.layer = LayerOf(index);
+    task.head = HeadOf(index);
+    task.tokens = encoded.tokens;
+    task.sink = encoded.sink;
+    task.primary = encoded.primary.data();
+    task.refinement = encoded.refinement.empty() ? nullptr : encoded.refinement.data();
+    return MeasureError(context(dtype), task);
+  }
+
   ReferencePage Reference(DType dtype, const EncodedPage& encoded, int index) const {
     ReferencePage page;
     page.kind = KindOf(coding());
@@ -205,6 +218,34 @@ TEST_P(BackendSuite, Encode_Rows_CloseToWhatTheyWere) {
       power += was * was;
     }
     EXPECT_LE(error / power, kLimit[static_cast<int>(coding())]);
+  }
+}
+
+// The relative weighted error of what this backend encoded, as the double reference finds it.
+TEST_P(BackendSuite, MeasureError_EveryTypeTokenCountAndSink_MatchesReference) {
+  if (KindOf(coding()) != PageKind::kBase) return;  // only codec sets have an expectation
+  int index = 0;
+  for (DType dtype : kDTypes) {
+    for (int tokens : kTokenCounts) {
+      for (bool sink : {false, true}) {
+        PagePair source = MakePage(dtype, ++index, {index % 2 == 0, 32, 5, 3});
+        const EncodedPage encoded = Encode(dtype, source, index, tokens, sink);
+        std::vector<double> rows;
+        for (int i = 0; i < 2 * kBlockTokens * head_size(); ++i) {
+          const int row = i / head_size();
+          rows.push_back(source.side(row / kBlockTokens).Get(row % kBlockTokens, i % head_size()));
+        }
+        const PageError expected = ReferenceError(Reference(dtype, encoded, index), rows, tokens);
+        const PageError found = Measure(dtype, encoded, index, &source);
+        for (int side : {0, 1}) {
+          // u is an FP32 sum of up to 256 products, good to about 1e-6, and the error of a
+          // near-lossless page is a hundredth of it.
+          EXPECT_NEAR(found.error[side], expected.error[side], 1e-4 * expected.error[side]);
+          EXPECT_NEAR(found.energy[side], expected.energy[side], 1e-5 * expected.energy[side]);
+          EXPECT_EQ(expected.energy[side] == 0, sink && tokens <= kSinkTokens);
+        }
+      }
+    }
   }
 }
 

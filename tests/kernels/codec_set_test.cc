@@ -114,6 +114,24 @@ TEST(CodecSetParse, JsonLengthBeyondFile_Refused) {
   ExpectRefused(file, "JSON length");
 }
 
+TEST(CodecSetParse, OptionalKeys_AreReadOrRefused) {
+  const auto plain = CodecSet::Parse(SmallFile()).value();
+  EXPECT_TRUE(plain->expected_error().compact.empty());
+  EXPECT_TRUE(plain->loss_by_length().empty());
+  const std::string errors = "[[[1,2],[3,4],[5,6]],[[7,8],[9,10],[11,12]]]";
+  const auto set =
+      CodecSet::Parse(PatchCodecSet(SmallFile(), "{\"expected_error\":{\"compact\":" + errors +
+                                                     ",\"near-lossless\":" + errors + "}}"));
+  ASSERT_TRUE(set.ok()) << set.status();
+  EXPECT_EQ((*set)->expected_error().near_lossless.size(), 12u);
+  EXPECT_EQ((*set)->expected_error().compact[5], 6);
+  EXPECT_NE((*set)->id(), plain->id());
+  ExpectRefused(PatchCodecSet(SmallFile(), "{\"expected_error\":{\"compact\":[]}}"),
+                "expected_error: compact is 0 items, expected 2");
+  ExpectRefused(PatchCodecSet(SmallFile(), "{\"loss_by_length\":{}}"),
+                "loss_by_length is object, expected an array");
+}
+
 TEST(CodecSetParse, BadJsonFields_RefusedByName) {
   ExpectRefused(WithJson(SmallFile(), "\"k\":[8,4", "\"k\":[8,3"), "k is 3, expected a class");
   ExpectRefused(WithJson(SmallFile(), "\"model\":", "\"modem\":"), "model is missing");

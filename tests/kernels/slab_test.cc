@@ -127,6 +127,45 @@ TEST_F(SlabTest, EveryKind_RoundTrip_ErrorFallsWithBits) {
   }
 }
 
+TEST_F(SlabTest, MeasureError_EveryPage_IsThatOfThePageAlone) {
+  const BlockId id = MakeId(3, 40);
+  std::vector<std::byte> refinement;
+  const auto base = Encoded(PageKind::kBase, id, &refinement);
+  const auto pages = source_->Pages<SourcePage>();
+  for (int page = 0; page < SmallShape().pages(); ++page) {
+    const auto refined = codec_->MeasureError(id, page, pages[page], base, refinement);
+    const auto alone = codec_->MeasureError(id, page, pages[page], base, {});
+    ASSERT_TRUE(refined.ok() && alone.ok()) << refined.status() << alone.status();
+    for (int side : {0, 1}) {
+      EXPECT_NE(refined->error[side], alone->error[side]);
+      EXPECT_LT(refined->error[side], 0.6 * refined->energy[side]);
+      EXPECT_LT(alone->error[side], 0.6 * alone->energy[side]);
+    }
+  }
+  const auto other =
+      codec_->MeasureError(id, 0, pages[1], base, {});  // not the rows it was made of
+  EXPECT_GT(other->error[0], other->energy[0]);
+}
+
+TEST_F(SlabTest, MeasureError_WhatDoesNotFit_InvalidArgument) {
+  const BlockId id = MakeId(3, 64);
+  const auto base = Encoded(PageKind::kBase, id);
+  const auto pages = source_->Pages<SourcePage>();
+  const std::vector<std::byte> shorter(base.begin(), base.end() - 64);
+  SourcePage nowhere;
+  for (const auto& result : {codec_->MeasureError(id, -1, pages[0], base, {}),
+                             codec_->MeasureError(id, 2, pages[0], base, {}),
+                             codec_->MeasureError(id, 0, nowhere, base, {}),
+                             codec_->MeasureError(id, 0, pages[0], shorter, {}),
+                             codec_->MeasureError(MakeId(3, 65), 0, pages[0], base, {}),
+                             codec_->MeasureError(id, 0, pages[0], base, shorter)}) {
+    EXPECT_EQ(result.status().code(), absl::StatusCode::kInvalidArgument) << result.status();
+  }
+  auto plain = *SlabCodec::Create(SmallShape(), nullptr, CpuBackend());
+  EXPECT_EQ(plain->MeasureError(id, 0, pages[0], base, {}).status().code(),
+            absl::StatusCode::kFailedPrecondition);
+}
+
 TEST_F(SlabTest, Header_HoldsFieldsAsFormatSays) {
   const auto extent = Encoded(PageKind::kBase, MakeId(0, 17));
   SlabHeader header;

@@ -156,10 +156,8 @@ class SideWriter {
   std::vector<std::byte>* file_;
 };
 
-}  // namespace
-
-std::vector<std::byte> BuildCodecSet(int layers, int kv_heads, int head_size, uint64_t seed) {
-  const std::string json = MakeJson(layers, kv_heads, head_size, seed).dump();
+// Header and JSON text, padded; the arrays follow.
+std::vector<std::byte> HeadOfFile(const std::string& json) {
   std::vector<std::byte> file(64 + (json.size() + kAlignment - 1) / kAlignment * kAlignment);
   const uint32_t version = 1;
   const uint64_t json_bytes = json.size();
@@ -167,11 +165,31 @@ std::vector<std::byte> BuildCodecSet(int layers, int kv_heads, int head_size, ui
   std::memcpy(file.data() + 4, &version, sizeof(version));
   std::memcpy(file.data() + 16, &json_bytes, sizeof(json_bytes));
   std::memcpy(file.data() + 64, json.data(), json.size());
+  return file;
+}
+
+}  // namespace
+
+std::vector<std::byte> BuildCodecSet(int layers, int kv_heads, int head_size, uint64_t seed) {
+  std::vector<std::byte> file = HeadOfFile(MakeJson(layers, kv_heads, head_size, seed).dump());
   for (int side = 0; side < 2 * layers * kv_heads; ++side) {
     SideWriter(head_size, seed * 1000003 + side, &file).Write();
   }
   SealCodecSet(&file);
   return file;
+}
+
+std::vector<std::byte> PatchCodecSet(const std::vector<std::byte>& file, const std::string& patch) {
+  uint64_t json_bytes = 0;
+  std::memcpy(&json_bytes, file.data() + 16, sizeof(json_bytes));
+  const char* text = reinterpret_cast<const char*>(file.data()) + 64;
+  Json json = Json::parse(text, text + json_bytes);
+  json.merge_patch(Json::parse(patch));
+  std::vector<std::byte> patched = HeadOfFile(json.dump());
+  const size_t arrays = 64 + (json_bytes + kAlignment - 1) / kAlignment * kAlignment;
+  patched.insert(patched.end(), file.begin() + static_cast<std::ptrdiff_t>(arrays), file.end());
+  SealCodecSet(&patched);
+  return patched;
 }
 
 void SealCodecSet(std::vector<std::byte>* file) {

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "kernels/codec_set.h"
@@ -12,6 +13,9 @@ namespace fq {
 
 // Bytes of a `.fqcs` file (FORMAT.md section 7), model "synthetic", accepted by CodecSet::Parse.
 std::vector<std::byte> BuildCodecSet(int layers, int kv_heads, int head_size, uint64_t seed);
+
+// The file with a JSON merge patch (RFC 7386) applied to its text, sealed.
+std::vector<std::byte> PatchCodecSet(const std::vector<std::byte>& file, const std::string& patch);
 
 // Puts the right length and SHA-256 into the bytes of a codec-set file, for tests that change its
 // contents.

@@ -204,6 +204,25 @@ std::vector<double> ReferenceRows(const ReferencePage& page) {
   return rows;
 }
 
+PageError ReferenceError(const ReferencePage& page, const std::vector<double>& rows, int tokens) {
+  const int d = page.head_size;
+  const std::vector<float> v = ReferenceCoded(page);
+  PageError sums;
+  for (int i = 0; i < 2 * kRows; ++i) {
+    const int side = i / kRows, t = i % kRows;
+    if (t >= tokens || (page.sink && t < 16)) continue;
+    const HeadCodec& codec = side == 0 ? page.codec_set->k(page.layer, page.head)
+                                       : page.codec_set->v(page.layer, page.head);
+    for (int c = 0; c < d; ++c) {
+      double u = 0;
+      for (int k = 0; k < d; ++k) u += codec.a[c * d + k] * (rows[i * d + k] - codec.mu[k]);
+      sums.error[side] += codec.weight[c] * (u - v[i * d + c]) * (u - v[i * d + c]);
+      sums.energy[side] += codec.weight[c] * u * u;
+    }
+  }
+  return sums;
+}
+
 AttendedRow AttendReference(const std::vector<double>& k, const std::vector<double>& v,
                             int head_size, const float* q, double scale) {
   const size_t tokens = k.size() / head_size;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "kernels/codec_set.h"
+#include "kernels/page_error.h"
 #include "kernels/params.h"
 
 namespace fq {
@@ -28,6 +29,10 @@ std::vector<float> ReferenceCoded(const ReferencePage& page);
 
 // Rows [2][64][head_size], K then V, before they are rounded to an element type.
 std::vector<double> ReferenceRows(const ReferencePage& page);
+
+// What MeasureError should find for a base page of `tokens` tokens that was made of `rows`
+// [2][64][head_size] (finite, within +-65504).
+PageError ReferenceError(const ReferencePage& page, const std::vector<double>& rows, int tokens);
 
 struct AttendedRow {
   std::vector<double> out;  // [head_size]
