@@ -7,6 +7,8 @@ To add an architecture, write a class with the members of `models.base.Model` an
 import json
 from pathlib import Path
 
+import torch
+
 from flashquant.models.base import Model, Rows, Window
 from flashquant.models.llama import LlamaModel
 
@@ -15,8 +17,11 @@ ARCHITECTURES = {"LlamaForCausalLM": LlamaModel}
 __all__ = ["ARCHITECTURES", "Model", "Rows", "Window", "load_model", "load_tokenizer"]
 
 
-def load_model(folder: Path, device: str = "cpu") -> Model:
-    """Loads the Hugging Face model in `folder`; ValueError if its architecture is not known."""
+def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Model:
+    """Loads the Hugging Face model in `folder`; ValueError if its architecture is not known.
+
+    `dtype`: of matrices and KV rows; None: as in the checkpoint.
+    """
     config_file = Path(folder) / "config.json"
     if not config_file.is_file():
         raise ValueError(f"{folder}: no config.json, so not a Hugging Face model folder")
@@ -24,7 +29,7 @@ def load_model(folder: Path, device: str = "cpu") -> Model:
     names = config.get("architectures") or []
     for name in names:
         if name in ARCHITECTURES:
-            return ARCHITECTURES[name](Path(folder), config, device)
+            return ARCHITECTURES[name](Path(folder), config, device, dtype)
     raise ValueError(f"{folder}: architecture {names or 'not stated'} is not supported; "
                      f"supported: {', '.join(sorted(ARCHITECTURES))}")
 

@@ -23,7 +23,7 @@ def _refuse_unknown(folder: Path, config: dict[str, Any]) -> None:
             raise ValueError(f"{folder}: {field} is {found!r}; supported: {supported!r}")
 
 
-def _load_weights(folder: Path, device: str) -> dict[str, Tensor]:
+def _load_weights(folder: Path, device: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     files = sorted(folder.glob("*.safetensors"))
@@ -32,13 +32,15 @@ def _load_weights(folder: Path, device: str) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {}
     for file in files:
         weights.update(load_file(str(file), device))
-    return weights
+    return {name: weight.to(dtype or weight.dtype) for name, weight in weights.items()}
 
 
 class LlamaModel:
-    """See `models.base.Model`. Matrices keep the type of the checkpoint, the residual is FP32."""
+    """See `models.base.Model`. The residual is FP32, whatever the type of matrices and rows."""
 
-    def __init__(self, folder: Path, config: dict[str, Any], device: str = "cpu") -> None:
+    def __init__(self, folder: Path, config: dict[str, Any], device: str = "cpu",
+                 dtype: torch.dtype | None = None) -> None:
+        """`dtype`: of matrices and rows; None: as in the checkpoint."""
         _refuse_unknown(folder, config)
         self.name = folder.resolve().name
         self.layers = config["num_hidden_layers"]
@@ -50,7 +52,7 @@ class LlamaModel:
         rope = config.get("rope_parameters") or config
         self.device = device
         self._make_rotation(float(rope.get("rope_theta", 10000.0)))
-        weights = _load_weights(folder, device)
+        weights = _load_weights(folder, device, dtype)
         self._embedding = weights["model.embed_tokens.weight"]
         self._head = weights.get("lm_head.weight", self._embedding)
         self._norm = weights["model.norm.weight"].float()
