@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "kernels/base/host_device.h"
+
 namespace fq {
 
 inline constexpr int kBlockTokens = 64;  // tokens of a block, rows of a page
@@ -16,7 +18,7 @@ inline constexpr int kMaxQueryHeads = 16;  // per kv head, in attention
 // Element type of keys and values. Values are written to slabs and to the wire: do not change.
 enum class DType : uint8_t { kF16 = 0, kBF16 = 1, kF32 = 2 };
 
-constexpr int ElementBytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
+FQ_HD constexpr int ElementBytes(DType dtype) { return dtype == DType::kF32 ? 4 : 2; }
 
 // What a page holds. Values are written to slabs and to the wire: do not change.
 enum class PageKind : uint8_t { kExact = 0, kBase = 1, kRefinement = 2, kUniversal = 3 };

@@ -1,0 +1,187 @@
+#include "kernels/cuda/coder_tables.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "kernels/codec/float_convert.h"
+#include "kernels/codec/quantise.h"
+#include "kernels/cuda/tables_layout.h"
+
+namespace fq {
+namespace {
+
+// The largest power of two up to |value|; 1 for 0. Within what FP32 and FP16 products can hold.
+double PowerOfTwo(double value) {
+  if (value == 0) return 1;
+  return std::exp2(std::clamp(std::floor(std::log2(std::fabs(value))), -40.0, 40.0));
+}
+
+// Fills the coder of one side of a (layer, head).
+class CoderWriter {
+ public:
+  CoderWriter(int head_size, const HeadCodec& codec, std::byte* coder)
+      : layout_{head_size}, d_(head_size), codec_(codec), coder_(coder) {}
+
+  // `before`: classes of the side whose codes lie before in the page; null for K.
+  void WriteClasses(int part, const std::vector<uint8_t>& classes,
+                    const std::vector<uint8_t>* before) {
+    std::memcpy(coder_ + layout_.Classes(part), classes.data(), classes.size());
+    int start = 0;
+    if (before != nullptr) {
+      for (int bits : *before) start += GroupBytes(bits);
+    }
+    for (size_t i = 0; i < classes.size(); ++i) {
+      Put<uint16_t>(layout_.Starts(part) + 2 * i, start);
+      start += GroupBytes(classes[i]);
+    }
+    if (part == 0) base_classes_ = &classes;
+  }
+
+  void WritePageBytes(int part, uint32_t bytes) { Put(layout_.PageBytes(part), bytes); }
+
+  // After the classes of the base.
+  void WriteArrays() {
+    std::memcpy(coder_ + layout_.Mu(), codec_.mu, layout_.Vector());
+    std::memcpy(coder_ + layout_.Sd(), codec_.sd, layout_.Vector());
+    WriteTables(0, codec_.base);
+    WriteTables(1, codec_.refinement);
+    WriteForward();
+    WriteInverse();
+  }
+
+ private:
+  void WriteTables(int part, const HeadCodec::Tables& tables) {
+    std::byte* at = coder_ + layout_.Tables(part);
+    std::memcpy(at + 4 * TableWord(4), tables.class4, 4 * kTableEntries);
+    std::memcpy(at + 4 * TableWord(2), tables.class2, 4 * kTableEntries);
+    std::memcpy(at + 4 * TableWord(1), tables.class1, 8 * kTableEntries);
+  }
+
+  void WriteForward() {
+    std::vector<double> channel_scale(d_), component_scale(d_);
+    for (int c = 0; c < d_; ++c) {
+      double power = static_cast<double>(codec_.mu[c]) * codec_.mu[c];
+      for (int i = 0; i < d_; ++i) power += std::pow(codec_.a_inv[c * d_ + i], 2);
+      channel_scale[c] = 1 / PowerOfTwo(std::sqrt(power));
+      Put<float>(layout_.ChannelScale() + 4 * c, channel_scale[c]);
+    }
+    for (int i = 0; i < d_; ++i) {
+      double largest = 0, bias = 0;
+      for (int c = 0; c < d_; ++c) {
+        const double a = codec_.a[i * d_ + c];
+        largest = std::max(largest, std::fabs(a / channel_scale[c]));
+        bias -= a * codec_.mu[c];
+      }
+      component_scale[i] = PowerOfTwo(largest);
+      Put<float>(layout_.ComponentScale() + 4 * i, component_scale[i]);
+      Put<float>(layout_.ComponentBias() + 4 * i, bias);
+    }
+    const int steps = layout_.Steps();
+    for (int tile = 0; tile < steps * steps; ++tile) {
+      WriteTile(layout_.Forward() + 1024 * tile, [&](int row, int column) {
+        const int i = 16 * (tile / steps) + row, c = ForwardChannel(tile % steps, column);
+        return codec_.a[i * d_ + c] / channel_scale[c] / component_scale[i];
+      });
+    }
+  }
+
+  // A 16 x 16 tile as A fragments in two terms.
+  template <typename Matrix>
+  void WriteTile(int at, const Matrix& matrix) {
+    for (int i = 0; i < 256; ++i) {
+      const int e = i & 1, r = i >> 1 & 3, lane = i >> 3;
+      const FragmentCell cell = FragmentCellOf(lane, r, e);
+      PutTerms(at + 2 * i, 512, matrix(cell.row, cell.column));
+    }
+  }
+
+  void WriteInverse() {
+    for (int i = 0; i < d_; ++i) {
+      Put<float>(layout_.Feed() + 4 * i, (*base_classes_)[i / 8] == 8 ? kClass8InverseStep : 1.0f);
+    }
+    for (int c = 0; c < d_; ++c) {
+      double largest = 0;
+      for (int i = 0; i < d_; ++i) largest = std::max(largest, std::fabs(InverseElement(c, i)));
+      const double scale = PowerOfTwo(largest);
+      Put<float>(layout_.OutputScale() + 4 * c, scale);
+      for (int i = 0; i < d_; ++i) PutInverse(c, i, InverseElement(c, i) / scale);
+    }
+  }
+
+  double InverseElement(int channel, int component) const {
+    const double a = codec_.a_inv[channel * d_ + component];
+    return (*base_classes_)[component / 8] == 8 ? a / kClass8InverseStep : a;
+  }
+
+  // B fragments of mma.m16n8k16: register r of lane 4g + t holds components 2t, 2t + 1 of group
+  // 2 step + r for column g.
+  void PutInverse(int channel, int component, double value) {
+    const int block = channel / 32, tile = channel % 8 / 2;
+    const int column = channel % 32 / 8 * 2 + channel % 2;
+    const int step = component / 16, r = component / 8 % 2, t = component % 8 / 2;
+    const int lane = 4 * column + t, e = component % 2;
+    const int chunk = ((block * layout_.Steps() + step) * 4 + tile / 2) * 32 + lane;
+    PutTerms(layout_.Inverse() + 16 * chunk + 8 * (tile % 2) + 4 * r + 2 * e, 1024, value);
+  }
+
+  // FP16 value at `at`, what it leaves `distance` bytes on.
+  void PutTerms(int at, int distance, double value) {
+    const uint16_t high = FloatToHalf(static_cast<float>(value));
+    Put<uint16_t>(at, high);
+    Put<uint16_t>(at + distance, FloatToHalf(static_cast<float>(value - HalfToFloat(high))));
+  }
+
+  template <typename T>
+  void Put(int at, T value) {
+    std::memcpy(coder_ + at, &value, sizeof(value));
+  }
+
+  const CoderLayout layout_;
+  const int d_;
+  const HeadCodec& codec_;
+  std::byte* const coder_;
+  const std::vector<uint8_t>* base_classes_ = nullptr;
+};
+
+uint32_t PartBytes(const std::vector<uint8_t>& k, const std::vector<uint8_t>& v) {
+  uint32_t bytes = 0;
+  for (int bits : k) bytes += GroupBytes(bits);
+  for (int bits : v) bytes += GroupBytes(bits);
+  return bytes;
+}
+
+void WriteHead(const CodecSet& set, int layer, int head, std::byte* coders) {
+  const CodecProfile& profile = set.profile(layer, head);
+  for (int side = 0; side < 2; ++side) {
+    const bool is_key = side == 0;
+    CoderWriter writer(set.head_size(), is_key ? set.k(layer, head) : set.v(layer, head),
+                       coders + side * CoderLayout{set.head_size()}.Bytes());
+    writer.WriteClasses(0, is_key ? profile.k : profile.v, is_key ? nullptr : &profile.k);
+    writer.WriteClasses(1, is_key ? profile.k_refinement : profile.v_refinement,
+                        is_key ? nullptr : &profile.k_refinement);
+    writer.WritePageBytes(0, PartBytes(profile.k, profile.v));
+    writer.WritePageBytes(1, PartBytes(profile.k_refinement, profile.v_refinement));
+    writer.WriteArrays();
+  }
+}
+
+}  // namespace
+
+std::vector<std::byte> PackCoders(const CodecSet& set) {
+  const size_t head_bytes = 2 * CoderLayout{set.head_size()}.Bytes();
+  std::vector<std::byte> coders(head_bytes * set.layers() * set.kv_heads());
+  for (int i = 0; i < set.layers() * set.kv_heads(); ++i) {
+    WriteHead(set, i / set.kv_heads(), i % set.kv_heads(), coders.data() + i * head_bytes);
+  }
+  return coders;
+}
+
+absl::StatusOr<CoderTables> CoderTables::Create(const CodecSet& set) {
+  const std::vector<std::byte> coders = PackCoders(set);
+  FQ_ASSIGN_OR_RETURN(DeviceBuffer buffer, DeviceBuffer::CopyOf(coders.data(), coders.size()));
+  return CoderTables(set.head_size(), std::move(buffer));
+}
+
+}  // namespace fq

@@ -1,0 +1,304 @@
+#include "kernels/cuda/encode_pages.h"
+
+#include "absl/strings/str_cat.h"
+#include "kernels/codec/page_layout.h"
+#include "kernels/cuda/cuda_status.h"
+#include "kernels/cuda/group_codes.cuh"
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/nearest_entry.cuh"
+#include "kernels/cuda/page_rows.cuh"
+#include "kernels/cuda/plain_pages.h"
+
+namespace fq {
+namespace {
+
+constexpr int kSideWarps = 4, kThreads = 2 * 32 * kSideWarps;
+
+// A thread block encodes one page: warps 0..3 K, 4..7 V.
+struct EncodeParams {
+  PageJobs jobs;
+  PagedRows rows;
+  const std::byte* coders;
+};
+
+// Start of shared memory; the rows of K and V follow as A fragments [step][tile][lane] of 16 bytes.
+struct EncodeShared {
+  uint32_t lookups[2][2 * kPartWords];  // [side], of base and refinement
+  int64_t offsets[kPageTokens];         // of the rows
+  uint64_t scratch[32];
+};
+static_assert(sizeof(EncodeShared) % 16 == 0);
+
+// One side of a page and its coder.
+struct EncodeSide {
+  const PageJob& job;
+  const std::byte* coder;
+  const uint32_t* lookups;
+  std::byte* fragments;
+  int warp, lane;  // within the side
+};
+
+template <typename T>
+__device__ const T* At(const std::byte* base, int offset) {
+  return reinterpret_cast<const T*>(base + offset);
+}
+
+// Channels [channel, channel + 8) of a row as the transform takes them: scaled FP16 pairs. NaN
+// becomes the mean.
+template <int kHeadSize>
+__device__ uint4 LoadScaled(const EncodeSide& side, DType dtype, const std::byte* base, int64_t row,
+                            int channel) {
+  constexpr CoderLayout kLayout{kHeadSize};
+  float x[8];
+  LoadChannels(dtype, base, row + channel, x);
+  const float* scale = At<float>(side.coder, kLayout.ChannelScale()) + channel;
+  const float* mu = At<float>(side.coder, kLayout.Mu()) + channel;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float value = x[i] != x[i] ? mu[i] : Clamp(x[i], kInputLimit);
+    x[i] = Clamp(value * scale[i], kInputLimit);
+  }
+  return make_uint4(PackHalves(x[0], x[1]), PackHalves(x[2], x[3]), PackHalves(x[4], x[5]),
+                    PackHalves(x[6], x[7]));
+}
+
+// Rows of the page as A fragments of tokens x channels (coder_layout.h, ForwardChannel). Rows that
+// the page does not have are 0.
+template <int kHeadSize>
+__device__ void LoadFragments(const EncodeSide& side, DType dtype, const std::byte* base,
+                              const int64_t* offsets) {
+  const int tile = side.warp, g = side.lane >> 2, t = side.lane & 3;
+  const int token = 16 * tile + g;
+#pragma unroll 2
+  for (int block = 0; block < kHeadSize / 32; ++block) {
+    uint4 rows[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      if (token + 8 * r >= side.job.tokens) continue;
+      rows[r] =
+          LoadScaled<kHeadSize>(side, dtype, base, offsets[token + 8 * r], 32 * block + 8 * t);
+    }
+    auto* to = reinterpret_cast<uint4*>(side.fragments) + (8 * block + tile) * 32 + side.lane;
+    to[0] = make_uint4(rows[0].x, rows[1].x, rows[0].y, rows[1].y);
+    to[4 * 32] = make_uint4(rows[0].z, rows[1].z, rows[0].w, rows[1].w);
+  }
+}
+
+// Values of two neighbouring groups: of K [tile][group][2 r + e], of V [tile][r][2 group + e].
+struct GroupPair {
+  float u[4][2][4];
+};
+
+template <int kHeadSize, Side kSide>
+__device__ void MultiplyForward(const EncodeSide& side, int pair, GroupPair* out) {
+  constexpr CoderLayout kLayout{kHeadSize};
+  const uint4* matrix =
+      At<uint4>(side.coder, kLayout.Forward()) + pair * kLayout.Steps() * 64 + side.lane;
+  const auto* rows = reinterpret_cast<const uint4*>(side.fragments) + side.lane;
+#pragma unroll 2
+  for (int step = 0; step < kLayout.Steps(); ++step) {
+    const uint4 high = matrix[step * 64], low = matrix[step * 64 + 32];
+#pragma unroll
+    for (int tile = 0; tile < 4; ++tile) {
+      const uint4 x = rows[(4 * step + tile) * 32];
+      float(&u)[2][4] = out->u[tile];
+      if (kSide == Side::kKey) {
+        MultiplyAdd(u[0], x, high.x, high.z);
+        MultiplyAdd(u[1], x, high.y, high.w);
+        MultiplyAdd(u[0], x, low.x, low.z);
+        MultiplyAdd(u[1], x, low.y, low.w);
+      } else {
+        MultiplyAdd(u[0], high, x.x, x.z);
+        MultiplyAdd(u[1], high, x.y, x.w);
+        MultiplyAdd(u[0], low, x.x, x.z);
+        MultiplyAdd(u[1], low, x.y, x.w);
+      }
+    }
+  }
+}
+
+// Picks the lane's values of one of the groups and finishes them; rows without codes become 0.
+template <int kHeadSize, Side kSide>
+__device__ void FinishGroup(const EncodeSide& side, const GroupPair& in, int group,
+                            float (&u)[kLaneValues]) {
+  constexpr CoderLayout kLayout{kHeadSize};
+  const float* scale = At<float>(side.coder, kLayout.ComponentScale()) + kGroupChannels * group;
+  const float* bias = At<float>(side.coder, kLayout.ComponentBias()) + kGroupChannels * group;
+  const bool odd = (group & 1) != 0;
+  const int begin = SinkEnd(side.job), end = side.job.tokens;
+#pragma unroll
+  for (int i = 0; i < kLaneValues; ++i) {
+    const int tile = i >> 2, r = i >> 1 & 1, e = i & 1;
+    const float even_value = kSide == Side::kKey ? in.u[tile][0][2 * r + e] : in.u[tile][r][e];
+    const float odd_value = kSide == Side::kKey ? in.u[tile][1][2 * r + e] : in.u[tile][r][2 + e];
+    const int c = ComponentOf<kSide>(side.lane, i), token = TokenOf<kSide>(side.lane, i);
+    const float value = fmaf(odd ? odd_value : even_value, scale[c], bias[c]);
+    u[i] = token >= begin && token < end ? value : 0.0f;
+  }
+}
+
+template <int kBits>
+__device__ void EncodeTableGroup(const uint32_t* tables, float (&u)[kLaneValues], uint8_t* codes) {
+  constexpr int kValues = ValuesPerByte(kBits), kBytes = kLaneValues / kValues;
+#pragma unroll
+  for (int b = 0; b < kBytes; ++b) {
+    const int code = NearestOfAll<kBits>(tables, u + b * kValues);
+    codes[b] = static_cast<uint8_t>(code);
+    WidenEntry<kBits>(tables, code, u + b * kValues);
+  }
+}
+
+// Stores the codes of the lane's values and replaces the values by what they decode to.
+__device__ void EncodeGroup(int bits, const uint32_t* tables, int lane, float (&u)[kLaneValues],
+                            std::byte* codes) {
+  alignas(16) uint8_t bytes[kLaneValues];
+  std::byte* own = codes + 2 * bits * lane;
+  if (bits == 8) {
+#pragma unroll
+    for (int i = 0; i < kLaneValues; ++i) {
+      bytes[i] = Class8Code(u[i]);
+      u[i] = Class8Value(bytes[i]);
+    }
+    *reinterpret_cast<uint4*>(own) = *reinterpret_cast<const uint4*>(bytes);
+  } else if (bits == 4) {
+    EncodeTableGroup<4>(tables, u, bytes);
+    *reinterpret_cast<uint2*>(own) = *reinterpret_cast<const uint2*>(bytes);
+  } else if (bits == 2) {
+    EncodeTableGroup<2>(tables, u, bytes);
+    *reinterpret_cast<uint32_t*>(own) = *reinterpret_cast<const uint32_t*>(bytes);
+  } else if (bits == 1) {
+    EncodeTableGroup<1>(tables, u, bytes);
+    *reinterpret_cast<uint16_t*>(own) = *reinterpret_cast<const uint16_t*>(bytes);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kLaneValues; ++i) u[i] = 0.0f;
+  }
+}
+
+// Codes of a group in the base and, where the job has one, in the refinement.
+template <int kHeadSize, Side kSide>
+__device__ void EncodeParts(const EncodeSide& side, int group, float (&u)[kLaneValues]) {
+  constexpr CoderLayout kLayout{kHeadSize};
+  float v[kLaneValues];
+#pragma unroll
+  for (int i = 0; i < kLaneValues; ++i) v[i] = u[i];
+  EncodeGroup(At<uint8_t>(side.coder, kLayout.Classes(0))[group], side.lookups, side.lane, v,
+              side.job.primary + At<uint16_t>(side.coder, kLayout.Starts(0))[group]);
+  if (side.job.refinement == nullptr) return;
+  const float* sd = At<float>(side.coder, kLayout.Sd()) + kGroupChannels * group;
+#pragma unroll
+  for (int i = 0; i < kLaneValues; ++i) {
+    v[i] = ScaledResidual(u[i], v[i], InverseDeviation(sd[ComponentOf<kSide>(side.lane, i)]));
+  }
+  EncodeGroup(At<uint8_t>(side.coder, kLayout.Classes(1))[group], side.lookups + kPartWords,
+              side.lane, v,
+              side.job.refinement + At<uint16_t>(side.coder, kLayout.Starts(1))[group]);
+}
+
+template <int kHeadSize, Side kSide>
+__device__ void EncodeGroups(const EncodeSide& side) {
+  constexpr CoderLayout kLayout{kHeadSize};
+  const uint8_t* base = At<uint8_t>(side.coder, kLayout.Classes(0));
+  const uint8_t* refinement = At<uint8_t>(side.coder, kLayout.Classes(1));
+  for (int pair = side.warp; pair < kLayout.Steps(); pair += kSideWarps) {
+    int used = base[2 * pair] | base[2 * pair + 1];
+    if (side.job.refinement != nullptr) used |= refinement[2 * pair] | refinement[2 * pair + 1];
+    if (used == 0) continue;
+    GroupPair product = {};
+    MultiplyForward<kHeadSize, kSide>(side, pair, &product);
+#pragma unroll 1
+    for (int group = 2 * pair; group < 2 * pair + 2; ++group) {
+      float u[kLaneValues];
+      FinishGroup<kHeadSize, kSide>(side, product, group, u);
+      EncodeParts<kHeadSize, kSide>(side, group, u);
+    }
+  }
+}
+
+template <int kHeadSize>
+__device__ EncodeSide MakeSide(const EncodeParams& p, const PageJob& job, EncodeShared* shared) {
+  constexpr CoderLayout kLayout{kHeadSize};
+  const int warp = static_cast<int>(threadIdx.x) / 32, side = warp / kSideWarps;
+  return {job,
+          p.coders + (2 * static_cast<size_t>(job.coder) + side) * kLayout.Bytes(),
+          shared->lookups[side],
+          reinterpret_cast<std::byte*>(shared + 1) + side * kPageTokens * kHeadSize * 2,
+          warp % kSideWarps,
+          static_cast<int>(threadIdx.x) & 31};
+}
+
+template <int kHeadSize>
+__device__ void CopyLookups(const EncodeSide& side, uint32_t* lookups) {
+  constexpr CoderLayout kLayout{kHeadSize};
+  const auto* from = At<uint4>(side.coder, kLayout.Tables(0));
+  const int parts = side.job.refinement == nullptr ? 1 : 2;
+  for (int i = static_cast<int>(threadIdx.x) % (kThreads / 2); i < parts * kPartWords / 4;
+       i += kThreads / 2) {
+    reinterpret_cast<uint4*>(lookups)[i] = from[i];
+  }
+}
+
+template <int kHeadSize>
+__global__ void __launch_bounds__(kThreads, 2) EncodeBasePages(EncodeParams p) {
+  constexpr CoderLayout kLayout{kHeadSize};
+  FQ_DYNAMIC_SHARED(memory);
+  auto* shared = reinterpret_cast<EncodeShared*>(memory);
+  const int index = static_cast<int>(blockIdx.x);
+  const PageJob job = p.jobs.jobs[index];
+  const EncodeSide side = MakeSide<kHeadSize>(p, job, shared);
+  const bool is_key = threadIdx.x < kThreads / 2;
+  const auto* base = static_cast<const std::byte*>(is_key ? p.rows.k : p.rows.v);
+  FillRowOffsets(p.rows, job, shared->offsets);
+  CopyLookups<kHeadSize>(side, shared->lookups[is_key ? 0 : 1]);
+  __syncthreads();
+  LoadFragments<kHeadSize>(side, p.rows.dtype, base, shared->offsets);
+  const int codes = *At<uint32_t>(side.coder, kLayout.PageBytes(0));
+  int record = 0;
+  if (job.sink != 0) {
+    EncodeSinkRows(kHeadSize, p.rows, job, shared->offsets, job.primary + codes);
+    record = static_cast<int>(SinkRecordBytes(kHeadSize));
+  }
+  __syncthreads();
+  if (is_key) {
+    EncodeGroups<kHeadSize, Side::kKey>(side);
+  } else {
+    EncodeGroups<kHeadSize, Side::kValue>(side);
+  }
+  WriteChecksums(p.jobs, index, codes + record, *At<uint32_t>(side.coder, kLayout.PageBytes(1)),
+                 shared->scratch);
+}
+
+template <int kHeadSize>
+cudaError_t LaunchEncode(const EncodeParams& params, cudaStream_t stream) {
+  const size_t shared = sizeof(EncodeShared) + 2 * kPageTokens * kHeadSize * 2;
+  return Launch(EncodeBasePages<kHeadSize>, {params.jobs.count, kThreads, shared}, stream, params);
+}
+
+cudaError_t LaunchEncodeBase(int head_size, const EncodeParams& params, cudaStream_t stream) {
+  switch (head_size) {
+    case 64:
+      return LaunchEncode<64>(params, stream);
+    case 96:
+      return LaunchEncode<96>(params, stream);
+    case 128:
+      return LaunchEncode<128>(params, stream);
+    default:
+      return LaunchEncode<256>(params, stream);
+  }
+}
+
+}  // namespace
+
+absl::Status EncodePages(PageKind kind, int head_size, const CoderTables* coders,
+                         const PageJobs& jobs, const PagedRows& rows, cudaStream_t stream) {
+  if (!IsHeadSize(head_size)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("head_size is ", head_size, ", not 64, 96, 128 or 256"));
+  }
+  if (jobs.count == 0) return absl::OkStatus();
+  if (kind != PageKind::kBase) return EncodePlainPages(kind, head_size, jobs, rows, stream);
+  const EncodeParams params{jobs, rows, coders->data()};
+  return CudaStatus(LaunchEncodeBase(head_size, params, stream), "EncodeBasePages");
+}
+
+}  // namespace fq

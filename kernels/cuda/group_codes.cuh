@@ -1,0 +1,81 @@
+// Codes of a channel group as one warp holds them: lane 4g + t has the 16 values with sequence
+// numbers 16 lane .. 16 lane + 15 (FORMAT.md section 2), which lie in bytes of its own.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "kernels/codec/chain_word.h"
+#include "kernels/codec/page_layout.h"
+#include "kernels/codec/quantise.h"
+#include "kernels/cuda/coder_layout.h"
+#include "kernels/cuda/warp.cuh"
+
+namespace fq {
+
+inline constexpr int kLaneValues = 16;  // of a group: 4 tile + 2 r + e
+
+// The table entries of one byte of class `kBits`.
+template <int kBits>
+__device__ inline void WidenEntry(const uint32_t* tables, int code, float* values) {
+  const uint32_t* words = tables + TableWord(kBits) + code * WordsPerEntry(kBits);
+#pragma unroll
+  for (int i = 0; i < WordsPerEntry(kBits); ++i) {
+    const float2 first = WidenHalves(words[i]);
+    values[4 * i] = first.x;
+    values[4 * i + 1] = first.y;
+    if (kBits == 4) continue;
+    const float2 second = WidenHalves(ChainPair(words[i], 1));
+    values[4 * i + 2] = second.x;
+    values[4 * i + 3] = second.y;
+  }
+}
+
+template <int kBits>
+__device__ inline void ReadTableGroup(const uint8_t* codes, const uint32_t* tables,
+                                      float (&values)[kLaneValues]) {
+#pragma unroll
+  for (int b = 0; b < 2 * kBits; ++b) {
+    WidenEntry<kBits>(tables, codes[b], values + b * ValuesPerByte(kBits));
+  }
+}
+
+// Values of a group of class `bits`; `codes` is its start in the page, `tables` those of its part.
+__device__ inline void ReadGroup(int bits, const std::byte* codes, const uint32_t* tables, int lane,
+                                 float (&values)[kLaneValues]) {
+  alignas(16) uint8_t bytes[kLaneValues];
+  const std::byte* own = codes + 2 * bits * lane;
+  if (bits == 8) {
+    *reinterpret_cast<uint4*>(bytes) = *reinterpret_cast<const uint4*>(own);
+#pragma unroll
+    for (int i = 0; i < kLaneValues; ++i) values[i] = Class8Value(bytes[i]);
+  } else if (bits == 4) {
+    *reinterpret_cast<uint2*>(bytes) = *reinterpret_cast<const uint2*>(own);
+    ReadTableGroup<4>(bytes, tables, values);
+  } else if (bits == 2) {
+    *reinterpret_cast<uint32_t*>(bytes) = *reinterpret_cast<const uint32_t*>(own);
+    ReadTableGroup<2>(bytes, tables, values);
+  } else if (bits == 1) {
+    *reinterpret_cast<uint16_t*>(bytes) = *reinterpret_cast<const uint16_t*>(own);
+    ReadTableGroup<1>(bytes, tables, values);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kLaneValues; ++i) values[i] = 0.0f;
+  }
+}
+
+// Component within the group of value `i` of a lane.
+template <Side kSide>
+__device__ inline int ComponentOf(int lane, int i) {
+  return kSide == Side::kKey ? 2 * (lane & 3) + (i & 1) : lane >> 2;
+}
+
+// Token within the page of value `i` of a lane.
+template <Side kSide>
+__device__ inline int TokenOf(int lane, int i) {
+  const int tile = i >> 2, r = i >> 1 & 1, e = i & 1;
+  return kSide == Side::kKey ? 16 * tile + (lane >> 2) + 8 * r
+                             : 16 * tile + 8 * r + 2 * (lane & 3) + e;
+}
+
+}  // namespace fq

@@ -1,0 +1,58 @@
+// The instructions of a GPU that C++ has no name for, each in one small function. Where
+// FQ_EMULATED is set, the same functions for the host come from the tests' emulation of a GPU.
+#pragma once
+
+#include <cstdint>
+
+#ifdef FQ_EMULATED
+#include <cuda_emulation.h>
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+// Dynamic shared memory of the thread block as bytes, aligned to 16.
+#define FQ_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+
+namespace fq {
+
+inline constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
+
+// d += a b: a is [16][16] FP16, b [16][8] FP16, d [16][8] FP32, spread over the warp as
+// mma.m16n8k16 defines (lane 4g + t: rows g and g + 8 of a and d, column g of b).
+__device__ inline void MultiplyAdd(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(b0), "r"(b1));
+}
+
+// Transposes the [8][8] matrix of 16-bit elements that the warp holds, two elements a lane.
+__device__ inline uint32_t Transpose(uint32_t pair) {
+  uint32_t transposed;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(transposed) : "r"(pair));
+  return transposed;
+}
+
+// Value of the lane whose number differs in the bits of `mask`.
+template <typename T>
+__device__ inline T FromLaneXor(T value, int mask) {
+  return __shfl_xor_sync(kWholeWarp, value, mask);
+}
+
+// Two FP16 as FP32; low half first.
+__device__ inline float2 WidenHalves(uint32_t pair) {
+  return __half22float2(*reinterpret_cast<const __half2*>(&pair));
+}
+
+__device__ inline uint32_t PackHalves(float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+__device__ inline uint32_t PackBFloat16(float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return *reinterpret_cast<const uint32_t*>(&pair);
+}
+
+}  // namespace fq
+#endif

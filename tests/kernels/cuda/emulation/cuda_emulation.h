@@ -1,0 +1,112 @@
+// A GPU for tests: kernels compiled for the host. The threads of a block are fibers that switch at
+// barriers and warp instructions only, in an order that the test picks; shared memory is poisoned
+// and ends at a page without access; blocks run one after the other. What kernels/cuda/warp.cuh
+// gives on a GPU, by the same names. Not thread-safe.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#include "kernels/codec/float_convert.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define FQ_DYNAMIC_SHARED(name) unsigned char* const name = ::fq::emulation::SharedMemory()
+#define __syncthreads() ::fq::emulation::BlockBarrier()
+#define __syncwarp() ::fq::emulation::WarpBarrier()
+#define threadIdx (::fq::emulation::Thread())
+#define blockIdx (::fq::emulation::Block())
+#define blockDim (::fq::emulation::BlockSize())
+
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+struct alignas(16) ulonglong2 {
+  unsigned long long x, y;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+
+namespace fq {
+namespace emulation {
+
+struct Index {
+  unsigned x;
+};
+
+// Order in which the threads of a block run between two switches.
+enum class Schedule { kForward, kBackward, kShuffled };
+void SetSchedule(Schedule schedule);
+
+// Runs `body` once per thread of every block. Ends the process with a message on a deadlock.
+void RunGrid(int blocks, int threads, size_t shared_bytes, const std::function<void()>& body);
+
+Index Thread();
+Index Block();
+Index BlockSize();
+unsigned char* SharedMemory();
+void BlockBarrier();
+void WarpBarrier();
+
+// Puts `bytes` bytes where the warp sees them and waits for the other lanes; lane i's are at the
+// result + i * kSlotBytes until the warp's next exchange but one.
+inline constexpr size_t kSlotBytes = 64;
+const std::byte* Exchange(const void* value, size_t bytes);
+
+}  // namespace emulation
+
+inline constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
+
+template <typename T>
+T FromLane(const std::byte* slots, int lane) {
+  T value;
+  std::memcpy(&value, slots + lane * emulation::kSlotBytes, sizeof(T));
+  return value;
+}
+
+template <typename T>
+T FromLaneXor(T value, int mask) {
+  const std::byte* slots = emulation::Exchange(&value, sizeof(T));
+  return FromLane<T>(slots, static_cast<int>((threadIdx.x & 31u) ^ static_cast<unsigned>(mask)));
+}
+
+inline float2 WidenHalves(uint32_t pair) {
+  return {HalfToFloat(static_cast<uint16_t>(pair & 0xFFFFu)),
+          HalfToFloat(static_cast<uint16_t>(pair >> 16))};
+}
+inline uint32_t PackHalves(float low, float high) {
+  return FloatToHalf(low) | static_cast<uint32_t>(FloatToHalf(high)) << 16;
+}
+inline uint32_t PackBFloat16(float low, float high) {
+  return FloatToBFloat16(low) | static_cast<uint32_t>(FloatToBFloat16(high)) << 16;
+}
+
+inline uint32_t Transpose(uint32_t pair) {
+  const std::byte* slots = emulation::Exchange(&pair, sizeof(pair));
+  const unsigned lane = threadIdx.x & 31u, g = lane >> 2, t = lane & 3;
+  // Row g of the transpose is column g: its elements 2t and 2t + 1 lie in rows 2t and 2t + 1.
+  const auto element = [&](unsigned row) {
+    return FromLane<uint32_t>(slots, static_cast<int>(4 * row + g / 2)) >> (16 * (g % 2)) & 0xFFFFu;
+  };
+  return element(2 * t) | element(2 * t + 1) << 16;
+}
+
+void MultiplyAdd(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1);
+
+}  // namespace fq
