@@ -2,7 +2,7 @@
 
 import json
 import math
-import random
+import xml.etree.ElementTree
 
 import pytest
 import torch
@@ -11,23 +11,25 @@ from tiny_model import make_model, make_texts
 
 from flashquant.cli import main
 from flashquant.codec_set import write_codec_set
-from flashquant.evaluate.codecs import CODEC_NAMES, NamedCodec, make_codec, slab_bytes
+from flashquant.evaluate.codecs import NamedCodec, make_codec
+from flashquant.evaluate.command import DEFAULT_CODECS
+from flashquant.evaluate.report import tables
 from flashquant.evaluate.scoring import Evaluation
 from flashquant.models import load_model
 from flashquant.models.base import same_rows
 from flashquant.models.text import Document
-from flashquant.rivals import RIVALS
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("tiny")
-    make_model(path / "model")
+    make_model(path / "model", max_position_embeddings=4096)
     make_texts(path / "test", 2, 2)
     codec_set = random_codec_set(layers=2, kv_heads=2)
     for name in ("A", "Ai"):
         codec_set.rows[name] = torch.eye(64).numpy()
-    write_codec_set(codec_set, path / "set.fqcs")
+    for name in ("set", "other"):
+        write_codec_set(codec_set, path / f"{name}.fqcs")
     return path
 
 
@@ -59,31 +61,6 @@ def test_score_fp8_better_than_2_bits(evaluation):
     assert (fp8.bits_per_value, two.bits_per_value) == (8.0, 2.25)
 
 
-ERROR = {"fp8": 0.001, "q4_0": 0.01, "hadamard-lm2": 0.125, "universal": 0.0125}
-
-
-@pytest.mark.parametrize("name", RIVALS)
-def test_rival_gaussian_rows_expected_error(name):
-    seed = random.randrange(1 << 30)
-    print("seed", seed)
-    x = torch.randn(3, 200, 64, generator=torch.Generator().manual_seed(seed)) * 3
-    found = RIVALS[name].apply(x)
-    assert found.shape == x.shape
-    assert (found - x).pow(2).mean() / x.pow(2).mean() < ERROR[name]
-
-
-@pytest.mark.parametrize("name", RIVALS)
-def test_rival_zero_rows_zero(name):
-    assert RIVALS[name].apply(torch.zeros(2, 3, 64)).abs().max() < 1e-6
-
-
-def test_slab_bytes_by_hand():
-    codec_set = random_codec_set(layers=2, kv_heads=3)
-    pages = sum(64 * (sum(p.k) + sum(p.v)) for line in codec_set.profile_of
-                for p in (codec_set.profiles[i] for i in line))
-    assert slab_bytes(codec_set, refined=False) == pages + 192  # 128 + 6 * 8, to 64
-
-
 def run_eval(folder, *extra):
     texts = sorted(str(f) for f in (folder / "test").iterdir())
     return main(["eval", "--model", str(folder / "model"), "--text", *texts, "--tokens", "512",
@@ -93,13 +70,41 @@ def run_eval(folder, *extra):
 def test_eval_command_table_and_json(folder, capfd):
     assert run_eval(folder, "--codec-set", str(folder / "set.fqcs")) == 0
     table = capfd.readouterr()
-    assert len(table.out.splitlines()) == 1 + len(CODEC_NAMES) and "warning" not in table.err
+    named = [line.split()[1] for line in table.out.splitlines() if line.startswith("| ")]
+    assert named[-len(DEFAULT_CODECS):] == DEFAULT_CODECS and "warning" not in table.err
     assert run_eval(folder, "--codecs", "q4_0", "fp8", "--json") == 0
     report = json.loads(capfd.readouterr().out)
-    assert [codec["name"] for codec in report["codecs"]] == ["q4_0", "fp8"]
-    assert report["tokens"] == 512 and report["raw_perplexity"] > 1
+    part, = report["running"]
+    assert [codec["name"] for codec in part["codecs"]] == ["q4_0", "fp8"]
+    assert part["tokens"] == 512 and part["raw_perplexity"] > 1
     assert {"perplexity_excess_percent", "standard_error_percent", "kl_divergence",
-            "top1_agreement_percent", "bits_per_value"} <= set(report["codecs"][0])
+            "kl_divergence_999", "top1_agreement_percent", "bits_per_value"} <= set(
+                part["codecs"][0])
+    assert report["commit"] and report["machine"]["threads"] == 1
+    assert [d["name"] for d in report["documents"]] == ["text-2-0", "text-2-1"]
+
+
+NAMES = ["compact", "near-lossless", "kivi-2", "pca", "wush-lm2"]
+
+
+def test_eval_command_everything_written(folder, tmp_path, capfd):
+    report_file, plot = tmp_path / "deep/report.json", tmp_path / "plot.svg"
+    assert run_eval(folder, "--codec-set", str(folder / "set.fqcs"), str(folder / "other.fqcs"),
+                    "--codecs", *NAMES, "--protocol", "running", "prefix", "--prefix", "256",
+                    "--tasks", "copy", "recall", "--recall-keys", "4", "--recall-seeds", "2",
+                    "-o", str(report_file), "--plot", str(plot)) == 0
+    out = capfd.readouterr().out
+    report = json.loads(report_file.read_text())
+    assert out.strip() == tables(report)
+    names = [*NAMES, "compact@other"]
+    assert [s["name"] for s in report["running"][0]["codecs"]] == names
+    assert [s["name"] for s in report["copy"]] == [s["name"] for s in report["recall"]] == names
+    found = report["prefix"][0]["codecs"]
+    assert [s["tail_rule"] for s in found] == [True, False] * len(names)
+    assert [b["end"] for b in found[0]["buckets"]] == [32, 128, 511, 511]
+    assert report["recall"][0]["look_ups"] == 8 and report["seeds"] == [0, 1]
+    picture = xml.etree.ElementTree.fromstring(plot.read_text())
+    assert len(list(picture.iter("{http://www.w3.org/2000/svg}circle"))) == 2 * len(names)
 
 
 def test_eval_command_no_codec_set_refused(folder, capfd):
@@ -116,6 +121,17 @@ def test_eval_command_other_shape_refused(folder, tmp_path, capfd):
 def test_eval_command_not_a_model_refused(folder, tmp_path, capfd):
     assert main(["eval", "--model", str(tmp_path), "--text", "x", "--codecs", "fp8"]) == 1
     assert "no config.json" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--prefix", "300"], "--prefix: found 300, expected a multiple of 64"),
+    (["--prefix", "128"], ">= 256"),
+    (["--tasks", "recall", "--recall-keys", "90"], "--recall-keys: 90 pairs take"),
+    (["--protocol", "--plot", "x.svg"], "--plot: found no running protocol"),
+])
+def test_eval_command_bad_input_refused(folder, capfd, arguments, message):
+    assert run_eval(folder, "--codecs", "fp8", *arguments) == 1
+    assert message in capfd.readouterr().err
 
 
 def test_eval_command_longer_than_calibrated_warns(folder, tmp_path, capfd):

@@ -8,14 +8,15 @@ from torch import Tensor
 
 from flashquant.codec import PAGE_TOKENS, SINK_TOKENS, RowCodec, row_codecs
 from flashquant.codec_set import CodecSet
+from flashquant.evaluate.calibrated_rivals import BalancedTransform, PrincipalComponents
+from flashquant.evaluate.sizes import RAW_BYTES, interior_ratio
 from flashquant.models import Model, Rows
 from flashquant.rivals import RIVALS
 
 FQ_NAMES = ("compact", "near-lossless")
-CODEC_NAMES = (*FQ_NAMES, *RIVALS)
-PAGE_CHECKSUM_BYTES = 8
-SLAB_HEADER_BYTES = 128
-ALIGNMENT = 64
+CALIBRATED_RIVALS = ("pca", "wush-lm2")
+CODEC_NAMES = (*FQ_NAMES, *RIVALS, *CALIBRATED_RIVALS)
+INT8_LARGEST = 127
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,22 @@ class NamedCodec:
     stored_bits: float
 
 
-def slab_bytes(codec_set: CodecSet, refined: bool) -> int:
-    """Bytes of one interior block of the whole model: one extent, or two if `refined`."""
-    pages = codec_set.layers * codec_set.kv_heads
-    head = SLAB_HEADER_BYTES + PAGE_CHECKSUM_BYTES * pages
-    head += -head % ALIGNMENT
-    values = pages * 2 * codec_set.head_size * PAGE_TOKENS
-    return round(codec_set.bits_per_value(refined) * values / 8) + head * (2 if refined else 1)
+def sink_rows(x: Tensor) -> Tensor:
+    """Rows [..., d] after a trip through the sink record (FORMAT.md section 5), FP32."""
+    scale = x.abs().amax(-1, keepdim=True) / INT8_LARGEST
+    scale = torch.where(scale == 0, 1.0, scale)
+    return (x / scale).round().clamp(-INT8_LARGEST, INT8_LARGEST) * scale
 
 
 class CodecSetRows:
-    """Rows after a trip through base pages, and refinement pages if `refined`."""
+    """Rows after a trip through base pages, and refinement pages if `refined`. The first 16 rows
+    are coded as if empty, as in a sink block; whoever uses the result replaces them."""
 
-    def __init__(self, codec_set: CodecSet, refined: bool) -> None:
+    def __init__(self, codec_set: CodecSet, refined: bool,
+                 device: str | torch.device = "cpu") -> None:
         self._refined = refined
-        self._codecs = [[row_codecs(codec_set, layer, head) for head in range(codec_set.kv_heads)]
+        self._codecs = [[row_codecs(codec_set, layer, head, device)
+                         for head in range(codec_set.kv_heads)]
                         for layer in range(codec_set.layers)]
 
     def __call__(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -54,7 +56,7 @@ class CodecSetRows:
     def _one(self, codec: RowCodec, x: Tensor) -> Tensor:
         tokens = len(x)
         padded = F.pad(codec.components(x), (0, 0, 0, -tokens % PAGE_TOKENS))
-        blank = torch.zeros(len(padded), dtype=torch.bool)
+        blank = torch.zeros(len(padded), dtype=torch.bool, device=x.device)
         blank[:SINK_TOKENS] = True
         blank[tokens:] = True
         if self._refined:
@@ -64,20 +66,27 @@ class CodecSetRows:
         return codec.rows(values[:tokens])
 
 
-def make_codec(name: str, codec_set: CodecSet | None, head_size: int) -> NamedCodec:
+def make_codec(name: str, codec_set: CodecSet | None, head_size: int,
+               device: str | torch.device = "cpu") -> NamedCodec:
     """The codec called `name`; ValueError if it is unknown or needs a codec set and has none."""
     if name in RIVALS:
         rival = RIVALS[name]
-        return NamedCodec(name, lambda _, k, v: (rival.apply(k), rival.apply(v)),
-                          rival.bits(head_size), rival.bits(head_size))
-    if name not in FQ_NAMES:
+        bits = rival.bits(head_size)
+        return NamedCodec(name, lambda _, k, v: rival.apply(k, v), bits, bits)
+    if name not in CODEC_NAMES:
         raise ValueError(f"codec {name!r} is unknown; known: {', '.join(CODEC_NAMES)}")
     if codec_set is None:
         raise ValueError(f"codec {name!r} needs a codec set (--codec-set)")
+    if name == "pca":
+        components = PrincipalComponents(codec_set, device)
+        return NamedCodec(name, components, components.bits, components.bits)
+    if name == "wush-lm2":
+        balanced = BalancedTransform(codec_set, 2, device)
+        return NamedCodec(name, balanced, balanced.bits, balanced.bits)
     refined = name == "near-lossless"
-    values = codec_set.layers * codec_set.kv_heads * 2 * codec_set.head_size * PAGE_TOKENS
-    return NamedCodec(name, CodecSetRows(codec_set, refined), codec_set.bits_per_value(refined),
-                      slab_bytes(codec_set, refined) * 8 / values)
+    return NamedCodec(name, CodecSetRows(codec_set, refined, device),
+                      codec_set.bits_per_value(refined),
+                      8 * RAW_BYTES / interior_ratio(codec_set, refined))
 
 
 def check_fits(codec_set: CodecSet, model: Model) -> None:

@@ -1,20 +1,27 @@
-"""`flashquant eval`: the loss of codecs on a model and texts, as a table or JSON."""
+"""`flashquant eval`: the loss of codecs on a model and texts, as tables, JSON and a plot."""
 
 import argparse
 import json
-import sys
-from dataclasses import asdict
+import time
 from pathlib import Path
 
 import torch
 
 from flashquant.codec_set import CodecSet, read_codec_set
-from flashquant.evaluate.codecs import CODEC_NAMES, check_fits, make_codec
-from flashquant.evaluate.scoring import Evaluation, Score
+from flashquant.evaluate import provenance
+from flashquant.evaluate.codecs import CODEC_NAMES, check_fits
+from flashquant.evaluate.matrix import (
+    GREEDY_PREFIX, GREEDY_TOKENS, TASKS, Matrix, make_subjects, say)
+from flashquant.evaluate.plot import draw
+from flashquant.evaluate.prefix import NEW_TOKENS, check_prefix
+from flashquant.evaluate.report import tables
+from flashquant.evaluate.tasks import COPY_BEGIN, COPY_TOKENS
 from flashquant.models import load_model
 from flashquant.models.text import read_documents
 
+PROTOCOLS = ("running", "prefix")
 DEFAULT_CODECS = ["compact", "near-lossless", "hadamard-lm2", "q4_0", "universal", "fp8"]
+TASK_TOKENS = {"copy": COPY_BEGIN + COPY_TOKENS, "greedy": GREEDY_PREFIX + GREEDY_TOKENS}
 
 
 def add_parser(commands) -> None:
@@ -22,65 +29,124 @@ def add_parser(commands) -> None:
     parser = commands.add_parser(
         "eval", help="measure what codecs lose",
         description="Measures perplexity excess, KL divergence and top-1 agreement of codecs "
-        "against the raw cache. Attention runs over coded pages while scoring; the first 16 and "
-        "last 128 tokens are raw for every codec.")
+        "against the raw cache. Protocol running: attention runs over coded pages while scoring; "
+        "the first 16 and last 128 tokens are raw for every codec. Protocol prefix: a prefix is "
+        "loaded as the node stores it, then 511 new tokens are scored.")
     parser.add_argument("--model", type=Path, required=True, metavar="DIR",
-                        help="Hugging Face model folder (Llama architecture)")
-    parser.add_argument("--codec-set", type=Path, metavar="FILE",
-                        help=".fqcs file; needed for compact and near-lossless")
+                        help="Hugging Face model folder")
+    parser.add_argument("--codec-set", type=Path, nargs="+", default=[], metavar="FILE",
+                        help=".fqcs files; compact, near-lossless, pca and wush-lm2 use the first, "
+                        "each other one adds a codec compact@FILE")
     parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE",
-                        help="texts; each is one document, cut to --tokens")
-    parser.add_argument("--tokens", type=int, default=2048,
-                        help="tokens of each document (default: %(default)s)")
-    parser.add_argument("--codecs", nargs="+", choices=CODEC_NAMES, default=DEFAULT_CODECS,
-                        metavar="NAME", help=f"any of: {', '.join(CODEC_NAMES)} (default: all)")
+                        help="texts; each is one document, cut to what a protocol needs")
+    parser.add_argument("--codecs", nargs="*", choices=CODEC_NAMES, default=DEFAULT_CODECS,
+                        metavar="NAME", help=f"any of: {', '.join(CODEC_NAMES)} "
+                        f"(default: {' '.join(DEFAULT_CODECS)})")
+    parser.add_argument("--all-codecs", action="store_true", help="the same as naming all of them")
+    _add_measurements(parser)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu",
+                        help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(),
                         help="CPU threads (default: %(default)s)")
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--commit", default=None, help="commit that the report names (default: "
+                        "that of the checkout)")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the JSON here, "
+                        "after every part")
+    parser.add_argument("--plot", type=Path, metavar="FILE",
+                        help="draw loss against bits of the first length of running (SVG)")
     parser.set_defaults(run=run)
+
+
+def _add_measurements(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--protocol", nargs="*", choices=PROTOCOLS, default=["running"],
+                        help="default: running")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[2048], metavar="N",
+                        help="lengths of documents in running (default: 2048)")
+    parser.add_argument("--prefix", type=int, nargs="+", default=[2048], metavar="N",
+                        help="lengths of loaded prefixes (default: 2048)")
+    parser.add_argument("--tasks", nargs="*", choices=TASKS, default=[],
+                        help="copying (running); UUID look-up, greedy decoding, HumanEval (behind "
+                        "a loaded prefix with the tail rule)")
+    parser.add_argument("--recall-keys", type=int, nargs="+", default=[100], metavar="N",
+                        help="pairs of key and value to look up in (default: 100)")
+    parser.add_argument("--recall-seeds", type=int, default=4, metavar="N",
+                        help="passages of recall, 10 look-ups each (default: %(default)s)")
+    parser.add_argument("--problems", type=int, default=100, metavar="N",
+                        help="problems of HumanEval (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints; progress goes to standard error."""
+    start = time.monotonic()
     torch.set_num_threads(args.threads)
-    model = load_model(args.model)
-    codec_set = read_codec_set(args.codec_set) if args.codec_set else None
-    if codec_set is not None:
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device: found cuda, but torch sees no CUDA device")
+    for prefix in args.prefix:
+        check_prefix(prefix)
+    model = load_model(args.model, args.device)
+    codec_sets = {file.stem: read_codec_set(file) for file in args.codec_set}
+    for codec_set in codec_sets.values():
         check_fits(codec_set, model)
-        _warn_of_length(codec_set, args.tokens)
-    codecs = [make_codec(name, codec_set, model.head_size) for name in args.codecs]
-    documents = read_documents(args.model, args.text, args.tokens)
-    evaluation = Evaluation(model, documents, args.tokens)
-    perplexity = evaluation.prepare()
-    print(f"raw cache: perplexity {perplexity:.3f}, {len(documents)} documents", file=sys.stderr)
-    scores = []
-    for codec in codecs:
-        scores.append(evaluation.score(codec))
-        print(f"{codec.name}: perplexity excess {scores[-1].perplexity_excess_percent:.2f} %, "
-              f"{scores[-1].seconds:.0f} s", file=sys.stderr)
-    print(_json(model.name, perplexity, evaluation, scores) if args.json else _table(scores))
+        _warn_of_length(codec_set, args)
+    names = list(CODEC_NAMES) if args.all_codecs else args.codecs
+    subjects = make_subjects(names, codec_sets, model.head_size, args.device)
+    documents = read_documents(args.model, args.text, _tokens_needed(args))
+    report = _header(args, model.name, codec_sets, documents)
+
+    def keep() -> None:
+        report["seconds"] = round(time.monotonic() - start, 1)
+        if args.output:
+            args.output.parent.mkdir(parents=True, exist_ok=True)
+            args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+    _measure(args, Matrix(model, args.model, args.device, documents, subjects, report, keep))
+    keep()
+    print(json.dumps(report, indent=1) if args.json else tables(report))
+    if args.plot:
+        args.plot.write_text(draw(report), encoding="utf-8")
     return 0
 
 
-def _warn_of_length(codec_set: CodecSet, tokens: int) -> None:
+def _measure(args: argparse.Namespace, matrix: Matrix) -> None:
+    for tokens in args.tokens if "running" in args.protocol else []:
+        matrix.running(tokens)
+    for prefix in args.prefix if "prefix" in args.protocol else []:
+        matrix.prefix(prefix)
+    if "copy" in args.tasks:
+        matrix.copy()
+    for keys in args.recall_keys if "recall" in args.tasks else []:
+        matrix.recall(keys, args.recall_seeds)
+    if "greedy" in args.tasks:
+        matrix.greedy()
+    if "human-eval" in args.tasks:
+        matrix.human_eval(args.problems)
+
+
+def _tokens_needed(args: argparse.Namespace) -> int:
+    """Tokens that every document must have."""
+    needed = [TASK_TOKENS.get(task, 0) for task in args.tasks]
+    if "running" in args.protocol:
+        needed += args.tokens
+    if "prefix" in args.protocol:
+        needed += [prefix + NEW_TOKENS for prefix in args.prefix]
+    return max(needed, default=1)
+
+
+def _header(args: argparse.Namespace, model: str, codec_sets: dict[str, CodecSet],
+            documents: list) -> dict:
+    """Everything of the report that is no measurement. Seeds: of recall; all else has none."""
+    return {"commit": args.commit or provenance.commit(),
+            "machine": provenance.machine(args.device), "model": model,
+            "codec_sets": [provenance.describe_codec_set(codec_set, label)
+                           for label, codec_set in codec_sets.items()],
+            "documents": [provenance.describe_document(d) for d in documents],
+            "seeds": list(range(args.recall_seeds)) if "recall" in args.tasks else []}
+
+
+def _warn_of_length(codec_set: CodecSet, args: argparse.Namespace) -> None:
     """Statistics of short sequences do not hold for long ones (CODEC.md, round two)."""
-    if tokens > codec_set.calibrated_tokens:
-        print(f"warning: the codec set was calibrated at {codec_set.calibrated_tokens} tokens, "
-              f"this measures {tokens}", file=sys.stderr)
-
-
-def _json(model: str, perplexity: float, evaluation: Evaluation, scores: list[Score]) -> str:
-    return json.dumps({"model": model, "tokens": evaluation.tokens,
-                       "raw_perplexity": perplexity,
-                       "codecs": [asdict(score) for score in scores]}, indent=1)
-
-
-def _table(scores: list[Score]) -> str:
-    """Text table. Ratio: to 16-bit values, checksums and headers of interior blocks included."""
-    lines = [f"{'codec':<14} {'bits/value':>10} {'ratio':>6} {'perplexity excess %':>20} "
-             f"{'KL divergence':>14} {'top-1 %':>8}"]
-    for s in scores:
-        excess = f"{s.perplexity_excess_percent:.2f} +- {s.standard_error_percent:.2f}"
-        lines.append(f"{s.name:<14} {s.bits_per_value:>10.3f} {16 / s.stored_bits_per_value:>6.2f} "
-                     f"{excess:>20} {s.kl_divergence:>14.5f} {s.top1_agreement_percent:>8.2f}")
-    return "\n".join(lines)
+    longest = max(args.tokens if "running" in args.protocol else [0])
+    if longest > codec_set.calibrated_tokens:
+        say(f"warning: the codec set was calibrated at {codec_set.calibrated_tokens} tokens, "
+            f"this measures {longest}")

@@ -1,7 +1,8 @@
-"""How much a codec costs: perplexity, KL divergence, top-1 agreement, against the raw cache.
+"""What a codec changes, position by position, against the raw cache; and sums of it.
 
-Running protocol: queries run in chunks of 64 tokens over coded pages, as an engine would; the first
-16 and the last 128 to 191 tokens are raw for every codec alike (`models.Window`).
+A passage is a text of which some positions are scored. Which rows are coded while they are scored
+is a `Window`: by default the running protocol, queries in chunks of 64 tokens over coded pages with
+the first 16 and the last 128 to 191 tokens raw.
 """
 
 import math
@@ -21,27 +22,41 @@ FIRST_SCORED = 256
 KL_STEP = 4
 ERROR_BLOCK = 64
 HEAD_CHUNK = 128
+RARE = 0.999
 
 
 @dataclass(frozen=True)
-class Score:
-    """What one codec loses. `seconds`: wall time of all documents."""
+class Passage:
+    """ids [T]; the positions first .. T - 2 are scored, each predicts the next id."""
 
     name: str
-    bits_per_value: float
-    stored_bits_per_value: float
-    perplexity_excess_percent: float
-    standard_error_percent: float
-    kl_divergence: float
-    top1_agreement_percent: float
-    excess_by_document: dict[str, float]
-    seconds: float
+    ids: Tensor
+    first: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Of the n scored positions of one passage, on the CPU. `raw_nll`, `nll` [n]: negative log
+    likelihood of the next id without and with the codec; `kl`: KL divergence of every
+    `kl_step`-th; `same` [n]: same best id as raw; `raw_right`, `right` [n]: it is the next id."""
+
+    raw_nll: Tensor
+    nll: Tensor
+    kl: Tensor
+    same: Tensor
+    raw_right: Tensor
+    right: Tensor
+
+    @property
+    def added(self) -> Tensor:
+        """Negative log likelihood that the codec adds, [n]."""
+        return self.nll - self.raw_nll
 
 
 @dataclass(frozen=True)
 class _Reference:
-    """Of one document: negative log likelihood [n], top-1 [n], log probabilities of every
-    KL_STEP-th position FP16 [n / KL_STEP, vocabulary]."""
+    """Of one passage: negative log likelihood [n], best id [n], log probabilities of every
+    kl_step-th position FP16 [n / kl_step, vocabulary] in chunks."""
 
     nll: Tensor
     best: Tensor
@@ -58,76 +73,112 @@ def _nll(log_probabilities: Tensor, targets: Tensor) -> Tensor:
     return -log_probabilities.gather(1, targets[:, None])[:, 0]
 
 
-class Evaluation:
-    """Scores codecs on the same documents; the raw reference is computed once."""
+class Comparison:
+    """Compares codecs with the raw cache on the same passages; raw runs once, in `prepare`."""
 
-    def __init__(self, model: Model, documents: list[Document], tokens: int,
-                 window: Window = Window()) -> None:
-        """Every document is cut to its first `tokens` ids."""
-        self._model, self._window = model, window
-        self._documents = [(d.name, d.ids[:tokens]) for d in documents]
-        self._first = min(FIRST_SCORED, tokens // 2)
+    def __init__(self, model: Model, passages: list[Passage], window: Window = Window(),
+                 kl_step: int = KL_STEP) -> None:
+        self._model, self._window, self._step = model, window, kl_step
         self._weight = model.head_weight().float()
         self._references: list[_Reference] = []
-        self.tokens = tokens
+        self.passages = passages
 
     @torch.no_grad()
     def prepare(self) -> float:
         """Runs the raw cache; returns its perplexity."""
-        self._references = [self._reference(ids) for _, ids in self._documents]
+        self._references = [self._reference(passage) for passage in self.passages]
         return math.exp(torch.cat([r.nll for r in self._references]).mean())
 
-    def _hidden(self, ids: Tensor, rows: Rows = same_rows) -> Tensor:
-        return hidden_states(self._model, ids, rows, self._window)[self._first:-1]
+    def _hidden(self, passage: Passage, rows: Rows) -> Tensor:
+        return hidden_states(self._model, passage.ids, rows, self._window)[passage.first:-1]
 
-    def _reference(self, ids: Tensor) -> _Reference:
-        targets = ids[self._first + 1:].split(HEAD_CHUNK)
+    def _targets(self, passage: Passage) -> tuple[Tensor, ...]:
+        return passage.ids[passage.first + 1:].to(self._weight.device).split(HEAD_CHUNK)
+
+    def _reference(self, passage: Passage) -> _Reference:
         nll, best, kept = [], [], []
-        for target, logs in zip(targets, _log_probabilities(self._weight, self._hidden(ids))):
+        hidden = self._hidden(passage, same_rows)
+        for target, logs in zip(self._targets(passage), _log_probabilities(self._weight, hidden)):
             nll.append(_nll(logs, target))
             best.append(logs.argmax(-1))
-            kept.append(logs[::KL_STEP].half())
+            kept.append(logs[::self._step].half())
         return _Reference(torch.cat(nll), torch.cat(best), kept)
 
-    def _compare(self, ids: Tensor, codec: NamedCodec,
-                 reference: _Reference) -> tuple[Tensor, Tensor, Tensor]:
-        """Of one document: added negative log likelihood [n], KL [n / 4], same top-1 [n]."""
-        targets = ids[self._first + 1:].split(HEAD_CHUNK)
-        hidden = self._hidden(ids, codec.rows)
+    def _compare(self, passage: Passage, rows: Rows, reference: _Reference) -> Outcome:
+        targets = self._targets(passage)
         nll, kl, best = [], [], []
+        hidden = self._hidden(passage, rows)
         for number, logs in enumerate(_log_probabilities(self._weight, hidden)):
             nll.append(_nll(logs, targets[number]))
             best.append(logs.argmax(-1))
             raw = reference.log_probabilities[number].float()
-            kl.append((raw.exp() * (raw - logs[::KL_STEP])).sum(-1))
-        return torch.cat(nll) - reference.nll, torch.cat(kl), torch.cat(best) == reference.best
+            kl.append((raw.exp() * (raw - logs[::self._step])).sum(-1))
+        found, target = torch.cat(best), torch.cat(targets)
+        parts = (reference.nll, torch.cat(nll), torch.cat(kl), found == reference.best,
+                 reference.best == target, found == target)
+        return Outcome(*(part.cpu() for part in parts))
 
     @torch.no_grad()
+    def compare(self, rows: Rows) -> list[Outcome]:
+        """One outcome for each passage. Needs `prepare` first."""
+        return [self._compare(passage, rows, reference)
+                for passage, reference in zip(self.passages, self._references)]
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one codec loses. `seconds`: wall time of all documents."""
+
+    name: str
+    bits_per_value: float
+    stored_bits_per_value: float
+    perplexity_excess_percent: float
+    standard_error_percent: float
+    kl_divergence: float
+    kl_divergence_999: float
+    top1_agreement_percent: float
+    excess_by_document: dict[str, float]
+    seconds: float
+
+
+class Evaluation:
+    """The running protocol: every document is cut to `tokens` ids, scored from id 256 on."""
+
+    def __init__(self, model: Model, documents: list[Document], tokens: int,
+                 window: Window = Window()) -> None:
+        first = min(FIRST_SCORED, tokens // 2)
+        self._comparison = Comparison(
+            model, [Passage(d.name, d.ids[:tokens], first) for d in documents], window)
+        self.tokens = tokens
+
+    def prepare(self) -> float:
+        """Runs the raw cache; returns its perplexity."""
+        return self._comparison.prepare()
+
     def score(self, codec: NamedCodec) -> Score:
         """What `codec` loses on all documents. Needs `prepare` first."""
         start = time.monotonic()
-        parts = [self._compare(ids, codec, reference)
-                 for (_, ids), reference in zip(self._documents, self._references)]
-        added, kl, same = (torch.cat(column) for column in zip(*parts))
-        names = [name for name, _ in self._documents]
+        outcomes = self._comparison.compare(codec.rows)
+        kl = torch.cat([o.kl for o in outcomes])
         return Score(
-            codec.name, codec.bits, codec.stored_bits, _excess(added),
-            _standard_error([part[0] for part in parts]), float(kl.mean()),
-            100 * float(same.float().mean()),
-            {name: _excess(part[0]) for name, part in zip(names, parts)},
+            codec.name, codec.bits, codec.stored_bits,
+            excess(torch.cat([o.added for o in outcomes])),
+            standard_error([o.added for o in outcomes]), float(kl.mean()),
+            float(kl.quantile(RARE)),
+            100 * float(torch.cat([o.same for o in outcomes]).float().mean()),
+            {p.name: excess(o.added) for p, o in zip(self._comparison.passages, outcomes)},
             time.monotonic() - start)
 
 
-def _excess(added: Tensor) -> float:
+def excess(added: Tensor) -> float:
     """Perplexity excess in percent of added negative log likelihoods."""
     return 100 * math.expm1(float(added.double().mean()))
 
 
-def _standard_error(added: list[Tensor]) -> float:
-    """Standard error of the excess, percent: spread of means over blocks of 64 tokens, which are
-    nearly independent while neighbouring tokens are not."""
-    blocks = torch.cat([x[:len(x) // ERROR_BLOCK * ERROR_BLOCK].view(-1, ERROR_BLOCK).mean(1)
-                        for x in added])
+def standard_error(added: list[Tensor], block: int = ERROR_BLOCK) -> float:
+    """Standard error of the excess, percent: spread of means over blocks of tokens, which are
+    nearly independent while neighbouring tokens are not. Infinite with less than two blocks."""
+    blocks = torch.cat([x[:len(x) // block * block].view(-1, block).mean(1) for x in added])
     if len(blocks) < 2:
         return math.inf
     return 100 * float(blocks.std()) / len(blocks) ** 0.5

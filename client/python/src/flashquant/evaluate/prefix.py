@@ -1,0 +1,115 @@
+"""The prefix-load protocol: a prefix comes from the node, then new tokens are scored.
+
+The prefix is computed raw, stored as the node would (whole blocks; the first 16 rows of block 0 as
+the sink record of FORMAT.md section 5; with the tail rule the last two blocks near-lossless) and
+loaded. New tokens attend to it and, raw, to each other.
+"""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from flashquant.codec import PAGE_TOKENS, SINK_TOKENS
+from flashquant.evaluate.codecs import NamedCodec, sink_rows
+from flashquant.evaluate.scoring import Comparison, Passage, excess, standard_error
+from flashquant.models import Model, Rows, Window
+from flashquant.models.text import Document
+
+NEW_TOKENS = 512
+TAIL_TOKENS = 2 * PAGE_TOKENS
+BUCKETS = ((0, 32), (32, 128), (128, 511), (0, 511))
+ERROR_BLOCK = 32
+
+
+@dataclass(frozen=True)
+class PrefixWindow(Window):
+    """Queries before `prefix` (a multiple of the chunk) see raw rows, later ones the loaded prefix
+    and raw rows behind it. Sinks are part of what is loaded."""
+
+    sinks: int = 0
+    recent: int = 0
+    prefix: int = PAGE_TOKENS
+
+    def far_end(self, chunk_begin: int) -> int:
+        """See `Window`."""
+        return self.prefix if chunk_begin >= self.prefix else 0
+
+
+class LoadedRows:
+    """What a load delivers of the first `prefix` rows. `tail`: codec of the last two blocks."""
+
+    def __init__(self, rows: Rows, prefix: int, tail: Rows | None) -> None:
+        self._rows, self._prefix, self._tail = rows, prefix, tail
+
+    def __call__(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """A `Rows`; rows from `prefix` on are not touched."""
+        stored = k[:, :self._prefix], v[:, :self._prefix]
+        parts = [[sink_rows(raw[:, :SINK_TOKENS]), x[:, SINK_TOKENS:]]
+                 for raw, x in zip(stored, self._rows(layer, *stored))]
+        if self._tail is not None:
+            # One block more, because codecs of a codec set leave out the first rows, the sinks.
+            last = [x[:, -TAIL_TOKENS - PAGE_TOKENS:] for x in stored]
+            for part, x in zip(parts, self._tail(layer, *last)):
+                part[1:] = [part[1][:, :-TAIL_TOKENS], x[:, -TAIL_TOKENS:]]
+        k, v = (torch.cat([*part, raw[:, self._prefix:]], 1) for part, raw in zip(parts, (k, v)))
+        return k, v
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """New tokens begin + 1 .. end."""
+
+    begin: int
+    end: int
+    perplexity_excess_percent: float
+    standard_error_percent: float
+    kl_divergence: float
+    top1_agreement_percent: float
+
+
+@dataclass(frozen=True)
+class PrefixScore:
+    """What one codec loses after a load. `seconds`: wall time of all documents."""
+
+    name: str
+    tail_rule: bool
+    buckets: list[Bucket]
+    seconds: float
+
+
+def check_prefix(prefix: int) -> None:
+    """ValueError unless `prefix` is whole blocks and long enough for sinks and tail."""
+    if prefix % PAGE_TOKENS or prefix < 4 * PAGE_TOKENS:
+        raise ValueError(f"--prefix: found {prefix}, expected a multiple of {PAGE_TOKENS}, "
+                         f">= {4 * PAGE_TOKENS}")
+
+
+class PrefixEvaluation:
+    """Every document: `prefix` ids loaded, 511 of the next 512 predicted."""
+
+    def __init__(self, model: Model, documents: list[Document], prefix: int) -> None:
+        check_prefix(prefix)
+        passages = [Passage(d.name, d.ids[:prefix + NEW_TOKENS], prefix) for d in documents]
+        self._comparison = Comparison(model, passages, PrefixWindow(prefix=prefix), kl_step=1)
+        self.prefix = prefix
+
+    def prepare(self) -> float:
+        """Runs the raw cache; returns its perplexity."""
+        return self._comparison.prepare()
+
+    def score(self, codec: NamedCodec, tail: NamedCodec | None) -> PrefixScore:
+        """What `codec` loses; `tail`: codec of the last two blocks, None: no tail rule."""
+        start = time.monotonic()
+        rows = LoadedRows(codec.rows, self.prefix, tail.rows if tail else None)
+        outcomes = self._comparison.compare(rows)
+        buckets = []
+        for begin, end in BUCKETS:
+            added = [o.added[begin:end] for o in outcomes]
+            kl, same = (torch.cat([x[begin:end] for x in column])
+                        for column in zip(*((o.kl, o.same) for o in outcomes)))
+            buckets.append(Bucket(
+                begin, end, excess(torch.cat(added)), standard_error(added, ERROR_BLOCK),
+                float(kl.mean()), 100 * float(same.float().mean())))
+        return PrefixScore(codec.name, tail is not None, buckets, time.monotonic() - start)

@@ -1,0 +1,86 @@
+"""Prefix load: which rows new tokens see, and that only they lose."""
+
+import pytest
+import torch
+from test_codec_set import random_codec_set
+from tiny_model import make_model
+
+from flashquant.codec import decode_fq, encode_fq, row_codecs
+from flashquant.evaluate.codecs import CodecSetRows, NamedCodec, sink_rows
+from flashquant.evaluate.prefix import LoadedRows, PrefixEvaluation, PrefixWindow
+from flashquant.models import load_model
+from flashquant.models.base import hidden_states, same_rows
+from flashquant.models.text import Document
+
+PREFIX = 256
+
+
+def zero_rows(layer, k, v):
+    del layer
+    return k * 0, v * 0
+
+
+def negative_rows(layer, k, v):
+    del layer
+    return -k, -v
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return load_model(make_model(tmp_path_factory.mktemp("tiny") / "model"))
+
+
+def test_sink_rows_are_those_of_the_record():
+    codec_set = random_codec_set(layers=1, kv_heads=1)
+    codecs = row_codecs(codec_set, 0, 0)
+    k, v = torch.randn(2, 64, 64, generator=torch.Generator().manual_seed(2))
+    page = encode_fq(codecs, k, v, sink=True)
+    for found, raw in zip(decode_fq(codecs, page, 64, True, torch.float32), (k, v)):
+        assert found[:16].equal(sink_rows(raw[:16]))
+    assert sink_rows(torch.zeros(2, 64)).abs().max() == 0
+
+
+def test_loaded_rows_sinks_codec_tail_and_new_tokens():
+    k, v = torch.randn(2, 2, PREFIX + 10, 64, generator=torch.Generator().manual_seed(3))
+    for found, raw in zip(LoadedRows(zero_rows, PREFIX, negative_rows)(0, k, v), (k, v)):
+        assert found[:, :16].equal(sink_rows(raw[:, :16]))
+        assert found[:, 16:128].abs().max() == 0
+        assert found[:, 128:PREFIX].equal(-raw[:, 128:PREFIX])
+        assert found[:, PREFIX:].equal(raw[:, PREFIX:])
+
+
+def test_loaded_rows_of_codec_set_are_what_a_node_delivers():
+    codec_set = random_codec_set(layers=1, kv_heads=1)
+    k, v = torch.randn(2, 1, PREFIX, 64, generator=torch.Generator().manual_seed(4))
+    rows = LoadedRows(CodecSetRows(codec_set, False), PREFIX, CodecSetRows(codec_set, True))
+    loaded = rows(0, k, v)
+    codecs = row_codecs(codec_set, 0, 0)
+    for block in range(4):
+        part = slice(64 * block, 64 * block + 64)
+        page = encode_fq(codecs, k[0, part], v[0, part], sink=block == 0)
+        if block < 2:
+            page = type(page)(page.primary)
+        for found, wanted in zip(loaded, decode_fq(codecs, page, 64, block == 0, torch.float32)):
+            assert found[0, part].allclose(wanted, atol=1e-4), block
+
+
+def test_prefix_window_only_new_tokens_see_loaded_rows(model):
+    ids = torch.randint(256, (PREFIX + 80,), generator=torch.Generator().manual_seed(5))
+    window = PrefixWindow(prefix=PREFIX)
+    raw = hidden_states(model, ids)
+    same, changed = (hidden_states(model, ids, rows, window) for rows in (same_rows, zero_rows))
+    assert same.allclose(raw, atol=1e-4)
+    assert changed[:PREFIX].allclose(raw[:PREFIX], atol=1e-4)
+    assert not changed[PREFIX:].allclose(raw[PREFIX:], atol=1e-2)
+
+
+def test_prefix_evaluation_buckets(model):
+    generator = torch.Generator().manual_seed(6)
+    documents = [Document(n, torch.randint(256, (800,), generator=generator)) for n in "ab"]
+    evaluation = PrefixEvaluation(model, documents, PREFIX)
+    assert evaluation.prepare() > 1
+    lost = evaluation.score(NamedCodec("zero", zero_rows, 0.0, 0.0), None)
+    assert [(b.begin, b.end) for b in lost.buckets] == [(0, 32), (32, 128), (128, 511), (0, 511)]
+    assert lost.buckets[-1].kl_divergence > 0.01 and not lost.tail_rule
+    kept = evaluation.score(NamedCodec("raw", same_rows, 16.0, 16.0), None)  # sinks are int8
+    assert kept.buckets[-1].kl_divergence < 0.1 * lost.buckets[-1].kl_divergence
