@@ -53,6 +53,9 @@ const CountedRow kCounted[] = {
      "operation=register|unregister|other;result=ok|refused", "Packets to the segment socket."},
     {Metric::kLeasesExpired, "fq_leases_expired_total", MetricType::Counter, "leases", "",
      "Leases that ended unused."},
+    {Metric::kConnectionsRefused, "fq_connections_refused_total", MetricType::Counter,
+     "connections", "reason=limit|protocol|flood|timeout|tls",
+     "Connections that the node did not take or ended, by reason."},
 };
 
 struct SampledRow {
@@ -93,6 +96,8 @@ const SampledRow kSampled[] = {
     {"fq_store_full_total", MetricType::Counter, "blocks",
      [](const NodeSample& s) { return Of(s.store.rejected_full); },
      "Reservations refused because everything else is leased."},
+    {"fq_connections", MetricType::Gauge, "connections",
+     [](const NodeSample& s) { return s.connections; }, "Peers connected."},
     {"fq_sessions", MetricType::Gauge, "sessions", [](const NodeSample& s) { return s.sessions; },
      "Open sessions."},
     {"fq_leases", MetricType::Gauge, "leases", [](const NodeSample& s) { return s.leases; },

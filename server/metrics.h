@@ -35,12 +35,13 @@ enum class Metric {
   kTailRefinements,  //
   kSegmentRequests,  // operation, result
   kLeasesExpired,    //
+  kConnectionsRefused,  // reason
 };
 
 // What is read off the node when somebody asks.
 struct NodeSample {
   StoreStats store;
-  double sessions = 0, leases = 0, namespaces = 0, segments = 0;
+  double connections = 0, sessions = 0, leases = 0, namespaces = 0, segments = 0;
   double queued_calls = 0, running_calls = 0, draining = 0;
   double encode_bytes_per_second = 0, decode_bytes_per_second = 0;
   double start_time_seconds = 0;

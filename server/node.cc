@@ -73,6 +73,7 @@ Node::~Node() {
 NodeSample Node::Sample() {
   NodeSample sample;
   sample.store = store_->Stats();
+  sample.connections = static_cast<double>(peers_.size());
   for (const auto& session : sessions_->All()) {
     sample.sessions += 1;
     sample.leases += static_cast<double>(session->leases.size());

@@ -12,6 +12,7 @@
 #include "absl/synchronization/mutex.h"
 #include "kernels/codec_set.h"
 #include "server/clock.h"
+#include "server/connected_peers.h"
 #include "server/log.h"
 #include "server/metrics.h"
 #include "server/namespaces.h"
@@ -43,6 +44,7 @@ class Node {
   Metrics& metrics() { return metrics_; }
   WorkerPool& workers() { return *workers_; }
   NamespaceRegistry& namespaces() { return *namespaces_; }
+  ConnectedPeers& peers() { return peers_; }
   SessionRegistry& sessions() { return *sessions_; }
   PagePath& page_path() { return *page_path_; }
   NodeSample Sample();
@@ -66,6 +68,7 @@ class Node {
   const Options options_;
   const Log* const log_;
   Metrics metrics_;
+  ConnectedPeers peers_;
   const std::unique_ptr<Store> store_;
   const std::unique_ptr<NamespaceRegistry> namespaces_;
   const std::unique_ptr<SessionRegistry> sessions_;

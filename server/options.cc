@@ -42,6 +42,9 @@ void ForEachOption(O& o, Visitor&& visit) {
   visit("host-bytes", o.host_bytes, "memory for slabs, e.g. 4GiB");
   visit("workers", o.workers, "threads that encode and decode; 0: one per processor");
   visit("queue-depth", o.queue_depth, "calls that may wait for a worker");
+  visit(
+      "max-connections", o.max_connections,
+      "connections to --socket and --listen together; a flood on any of them takes at most 64 MiB");
   visit("max-sessions", o.max_sessions, "open sessions");
   visit("max-leases-per-session", o.max_leases_per_session, "leases a session may hold");
   visit("max-blocks-per-call", o.max_blocks_per_call,
@@ -253,6 +256,7 @@ absl::Status CheckNumbers(const Options& o) {
       CheckBetween<uint64_t>("host-bytes", o.host_bytes, 1 << 20, uint64_t{1} << 46));
   FQ_RETURN_IF_ERROR(CheckBetween("workers", o.workers, 0u, 1024u));
   FQ_RETURN_IF_ERROR(CheckBetween("queue-depth", o.queue_depth, 1u, 1u << 16));
+  FQ_RETURN_IF_ERROR(CheckBetween("max-connections", o.max_connections, 1u, 1u << 14));
   FQ_RETURN_IF_ERROR(CheckBetween("max-sessions", o.max_sessions, 1u, 1u << 16));
   FQ_RETURN_IF_ERROR(
       CheckBetween("max-leases-per-session", o.max_leases_per_session, 1u, 1u << 20));

@@ -3,8 +3,6 @@
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,6 +15,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
+#include "server/socket_file.h"
 
 namespace fq {
 namespace {
@@ -147,21 +146,9 @@ bool IsAllowed(int connection, uint32_t mode) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SegmentSocket>> SegmentSocket::Start(const Setup& setup) {
-  OwnedFd listener(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   OwnedFd stop(eventfd(0, EFD_CLOEXEC));
-  if (listener.get() < 0 || stop.get() < 0) return SystemError("socket", setup.path);
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (setup.path.size() >= sizeof(address.sun_path)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        setup.path, " has ", setup.path.size(), " bytes: at most ", sizeof(address.sun_path) - 1));
-  }
-  std::memcpy(address.sun_path, setup.path.data(), setup.path.size());
-  if (bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
-    return SystemError("bind", setup.path);
-  }
-  if (chmod(setup.path.c_str(), setup.mode) != 0) return SystemError("chmod", setup.path);
-  if (listen(listener.get(), SOMAXCONN) != 0) return SystemError("listen", setup.path);
+  if (stop.get() < 0) return SystemError("eventfd", setup.path);
+  FQ_ASSIGN_OR_RETURN(OwnedFd listener, ListenUnix(setup.path, SOCK_SEQPACKET, setup.mode));
   return std::unique_ptr<SegmentSocket>(
       new SegmentSocket(setup, std::move(listener), std::move(stop)));
 }

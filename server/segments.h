@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <utility>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
@@ -22,6 +23,7 @@ class OwnedFd {
   OwnedFd& operator=(OwnedFd&& other) noexcept;
   ~OwnedFd();
   int get() const { return fd_; }
+  int Release() { return std::exchange(fd_, -1); }  // for whoever closes it from here on
 
  private:
   int fd_;

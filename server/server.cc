@@ -35,8 +35,7 @@ absl::Status Server::StartListeners() {
                                               &node_->sessions(), &node_->metrics()}));
   }
   FQ_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(node_.get()));
-  if (options.socket.empty()) return absl::OkStatus();
-  return SetSocketMode(options.socket, SocketModeBits(options));
+  return absl::OkStatus();
 }
 
 Server::~Server() {

@@ -12,7 +12,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
-#include "server/segments.h"
 
 namespace fq {
 namespace {
@@ -63,8 +62,22 @@ absl::Status PrepareSocketPath(const std::string& path) {
   return absl::OkStatus();
 }
 
-absl::Status SetSocketMode(const std::string& path, uint32_t mode) {
-  return chmod(path.c_str(), mode) == 0 ? absl::OkStatus() : SystemError(path, "chmod");
+absl::StatusOr<OwnedFd> ListenUnix(const std::string& path, int type, uint32_t mode) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.size() >= sizeof(address.sun_path)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(path, " has ", path.size(), " bytes: at most ", sizeof(address.sun_path) - 1));
+  }
+  std::memcpy(address.sun_path, path.data(), path.size());
+  OwnedFd listener(socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (listener.get() < 0) return SystemError(path, "socket");
+  if (bind(listener.get(), reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0) {
+    return SystemError(path, "bind");
+  }
+  if (chmod(path.c_str(), mode) != 0) return SystemError(path, "chmod");
+  if (listen(listener.get(), SOMAXCONN) != 0) return SystemError(path, "listen");
+  return listener;
 }
 
 }  // namespace fq

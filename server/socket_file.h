@@ -1,9 +1,11 @@
-// Where a Unix socket is going to lie. Called once per socket at start.
+// Unix sockets of the node. Called once per socket at start.
 #pragma once
 
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "server/segments.h"
 
 namespace fq {
 
@@ -12,6 +14,9 @@ namespace fq {
 // system's reason.
 absl::Status PrepareSocketPath(const std::string& path);
 
-absl::Status SetSocketMode(const std::string& path, uint32_t mode);
+// A non-blocking listener at `path`, which PrepareSocketPath has made free; `type` is SOCK_STREAM
+// or SOCK_SEQPACKET. Nobody can connect before the mode is set. InvalidArgument: the path is too
+// long. Unavailable names the path and the system's reason.
+absl::StatusOr<OwnedFd> ListenUnix(const std::string& path, int type, uint32_t mode);
 
 }  // namespace fq

@@ -118,7 +118,7 @@ grpc::ServerUnaryReactor* AdminService::Purge(grpc::CallbackServerContext* conte
 absl::StatusOr<std::vector<NamespaceView>> AdminService::Find(
     const grpc::CallbackServerContext& context, const std::string& name) const {
   if (!name.empty()) FQ_RETURN_IF_ERROR(CheckNamespaceName(name));
-  FQ_ASSIGN_OR_RETURN(Caller caller, CallerOf(context, node_->options().tenant));
+  FQ_ASSIGN_OR_RETURN(Caller caller, CallerOf(context, *node_));
   return node_->namespaces().List(caller.tenant, name);
 }
 

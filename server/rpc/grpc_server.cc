@@ -6,8 +6,6 @@
 #include <grpcpp/resource_quota.h>
 #include <grpcpp/server_builder.h>
 
-#include <fstream>
-#include <sstream>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -19,34 +17,14 @@ namespace {
 
 constexpr uint64_t kMessageOverheadBytes =
     4 << 20;  // of a message beside its inline pages: keys, places
-constexpr int kMaxStreamsPerConnection = 256;
+constexpr int kMaxStreamsPerConnection = 64;
 constexpr int kMaxMetadataBytes = 8 << 10;
 constexpr int kKeepaliveMs = 60'000;  // finds clients whose host is gone
 constexpr int kKeepaliveTimeoutMs = 20'000;
-constexpr int kMaxSyncThreads = 64;  // of health and reflection; data calls run on callbacks
-
-absl::StatusOr<std::string> ReadPem(absl::string_view option, const std::string& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream text;
-  if (!in || !(text << in.rdbuf())) {
-    return absl::InvalidArgumentError(absl::StrCat("--", option, " = ", path, ": cannot be read"));
-  }
-  return text.str();
-}
-
-absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> CredentialsOf(const Options& options) {
-  if (options.tls_cert.empty()) return grpc::InsecureServerCredentials();
-  grpc::SslServerCredentialsOptions tls(GRPC_SSL_DONT_REQUEST_CLIENT_CERTIFICATE);
-  grpc::SslServerCredentialsOptions::PemKeyCertPair pair;
-  FQ_ASSIGN_OR_RETURN(pair.cert_chain, ReadPem("tls-cert", options.tls_cert));
-  FQ_ASSIGN_OR_RETURN(pair.private_key, ReadPem("tls-key", options.tls_key));
-  tls.pem_key_cert_pairs.push_back(std::move(pair));
-  if (!options.tls_client_ca.empty()) {
-    FQ_ASSIGN_OR_RETURN(tls.pem_root_certs, ReadPem("tls-client-ca", options.tls_client_ca));
-    tls.client_certificate_request = GRPC_SSL_REQUEST_AND_REQUIRE_CLIENT_CERTIFICATE_AND_VERIFY;
-  }
-  return grpc::SslServerCredentials(tls);
-}
+constexpr int kNoPingStrikes =
+    0;  // FrameFilter counts pings; gRPC 1.51 keeps 7 KB for each it minds
+constexpr int kReadChunkBytes = 64 << 10;  // what is parsed at once
+constexpr int kMaxSyncThreads = 64;        // of health and reflection; data calls run on callbacks
 
 void SetLimits(const Options& options, grpc::ServerBuilder& builder) {
   const int message_bytes = static_cast<int>(options.max_inline_bytes + kMessageOverheadBytes);
@@ -56,7 +34,8 @@ void SetLimits(const Options& options, grpc::ServerBuilder& builder) {
   builder.AddChannelArgument(GRPC_ARG_MAX_METADATA_SIZE, kMaxMetadataBytes);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
   builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveTimeoutMs);
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // a second node on the port must fail
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PING_STRIKES, kNoPingStrikes);
+  builder.AddChannelArgument(GRPC_ARG_TCP_MAX_READ_CHUNK_SIZE, kReadChunkBytes);
   grpc::ResourceQuota quota("flashquantd");
   quota.SetMaxThreads(kMaxSyncThreads);
   builder.SetResourceQuota(quota);
@@ -75,22 +54,22 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(Node* node) {
   std::unique_ptr<GrpcServer> result(new GrpcServer(node));
   grpc::ServerBuilder builder;
   SetLimits(options, builder);
-  if (!options.socket.empty()) {
-    builder.AddListeningPort(absl::StrCat("unix:", options.socket),
-                             grpc::InsecureServerCredentials());
-  }
-  if (!options.listen.empty()) {
-    FQ_ASSIGN_OR_RETURN(auto credentials, CredentialsOf(options));
-    builder.AddListeningPort(options.listen, credentials, &result->tcp_port_);
-  }
+  result->acceptor_ = builder.experimental().AddExternalConnectionAcceptor(
+      grpc::ServerBuilder::experimental_type::ExternalConnectionType::FROM_FD,
+      grpc::InsecureServerCredentials());
   builder.RegisterService(&result->kv_cache_);
   builder.RegisterService(&result->admin_);
   result->server_ = builder.BuildAndStart();
-  if (result->server_ == nullptr) {
-    return absl::UnavailableError(absl::StrCat("cannot listen on --socket = '", options.socket,
-                                               "', --listen = '", options.listen,
-                                               "': an address is taken, or a certificate is bad"));
-  }
+  if (result->server_ == nullptr) return absl::UnavailableError("gRPC does not start");
+  FQ_ASSIGN_OR_RETURN(
+      result->gate_,
+      ConnectionGate::Start(
+          {&options, &node->peers(), &node->metrics(), &node->log(),
+           [acceptor = result->acceptor_.get()](OwnedFd fd) {
+             grpc::experimental::ExternalConnectionAcceptor::NewConnectionParameters connection;
+             connection.fd = fd.Release();
+             acceptor->HandleNewConnection(&connection);
+           }}));
   return result;
 }
 
@@ -104,6 +83,7 @@ void GrpcServer::Stop(Milliseconds grace) {
   if (server_ == nullptr) return;
   server_->Shutdown(std::chrono::system_clock::now() + grace);
   server_->Wait();
+  gate_.reset();
   server_.reset();
 }
 

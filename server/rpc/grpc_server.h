@@ -1,13 +1,15 @@
-// The gRPC listeners of a node: Unix socket, TCP, TLS; KvCache, Admin, health and reflection.
+// The gRPC services of a node: KvCache, Admin, health and reflection, behind a ConnectionGate.
 #pragma once
 
 #include <memory>
 #include <string>
 
 #include <grpcpp/server.h>
+#include <grpcpp/server_builder.h>
 
 #include "absl/status/statusor.h"
 #include "server/clock.h"
+#include "server/connections/connection_gate.h"
 #include "server/node.h"
 #include "server/rpc/admin_service.h"
 #include "server/rpc/kv_cache_service.h"
@@ -22,7 +24,7 @@ class GrpcServer {
   static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(Node* node);  // node outlives it
   ~GrpcServer();
 
-  int tcp_port() const { return tcp_port_; }  // 0 without --listen
+  int tcp_port() const { return gate_->tcp_port(); }  // 0 without --listen
 
   // Health checks answer NOT_SERVING from here on.
   void SetNotServing();
@@ -35,8 +37,9 @@ class GrpcServer {
 
   KvCacheService kv_cache_;
   AdminService admin_;
+  std::unique_ptr<grpc::experimental::ExternalConnectionAcceptor> acceptor_;
   std::unique_ptr<grpc::Server> server_;
-  int tcp_port_ = 0;
+  std::unique_ptr<ConnectionGate> gate_;
 };
 
 }  // namespace fq

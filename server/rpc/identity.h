@@ -3,26 +3,26 @@
 
 #include <string>
 
-#include <grpcpp/security/auth_context.h>
 #include <grpcpp/server_context.h>
 
 #include "absl/status/statusor.h"
+#include "server/connected_peers.h"
+#include "server/node.h"
 
 namespace fq {
 
 struct Caller {
   std::string tenant;
-  bool local = false;  // came over the Unix socket: may use the segment socket
+  bool local = false;   // came over the Unix socket: may use the segment socket
+  std::string address;  // for logs
 };
 
-// Unix socket and loopback plaintext: `local_tenant`. TLS with a client certificate: its SPIFFE
-// URI, else its first DNS name, else its common name. TLS without one: "anonymous".
-// Unauthenticated: a certificate without a usable name.
-absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context,
-                                const std::string& local_tenant);
+// Unix socket and loopback plaintext: the tenant of `--tenant`. TLS with a client certificate: its
+// SPIFFE URI, else its first DNS name, else its common name. TLS without one: "anonymous".
+// Unauthenticated: a certificate without a usable name. Unavailable: the connection is over.
+absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context, Node& node);
 
-// The same of a connection's own words.
-absl::StatusOr<Caller> CallerOf(const std::string& peer, const grpc::AuthContext& auth,
-                                const std::string& local_tenant);
+// The same of one peer.
+absl::StatusOr<Caller> CallerOf(const Peer& peer, const std::string& local_tenant);
 
 }  // namespace fq

@@ -134,7 +134,7 @@ grpc::ServerUnaryReactor* KvCacheService::Release(grpc::CallbackServerContext* c
 absl::StatusOr<std::shared_ptr<fq::Session>> KvCacheService::FindSession(
     const grpc::CallbackServerContext& context, const std::string& session_id) const {
   FQ_RETURN_IF_ERROR(CheckId("session_id", session_id));
-  FQ_ASSIGN_OR_RETURN(Caller caller, CallerOf(context, node_->options().tenant));
+  FQ_ASSIGN_OR_RETURN(Caller caller, CallerOf(context, *node_));
   FQ_ASSIGN_OR_RETURN(auto session, node_->sessions().Find(ToRandomId(session_id)));
   if (session->space->tenant == caller.tenant) return session;
   return absl::UnauthenticatedError("session_id: no such session");

@@ -38,7 +38,8 @@ void SessionStream::OnDone() {
 absl::Status SessionStream::Open() {
   FQ_RETURN_IF_ERROR(node_->CheckAccepting());
   FQ_RETURN_IF_ERROR(CheckSessionRequest(request_));
-  FQ_ASSIGN_OR_RETURN(Caller caller, CallerOf(*context_, node_->options().tenant));
+  FQ_ASSIGN_OR_RETURN(Caller caller, CallerOf(*context_, *node_));
+  address_ = caller.address;
   FQ_ASSIGN_OR_RETURN(auto space,
                       node_->namespaces().Open(caller.tenant, request_.namespace_name(),
                                                ToDescriptor(request_.namespace_descriptor()),
@@ -76,7 +77,7 @@ void SessionStream::LogEvent(const char* event) const {
                      {{"tenant", space.tenant},
                       {"namespace", space.namespace_name},
                       {"client", client_name_},
-                      {"peer", context_->peer()}});
+                      {"peer", address_}});
 }
 
 void SessionStream::End(const absl::Status& status) {
@@ -85,7 +86,7 @@ void SessionStream::End(const absl::Status& status) {
   ended_ = true;
   if (!status.ok() && session_ == nullptr) {
     node_->log().Write(LogLevel::kWarning, "session_refused",
-                       {{"peer", context_->peer()}, {"reason", std::string(status.message())}});
+                       {{"peer", address_}, {"reason", std::string(status.message())}});
   }
   node_->metrics().Add(Metric::kRequests, {"Session", absl::StatusCodeToString(status.code())}, 1);
   Finish(ToGrpc(status));

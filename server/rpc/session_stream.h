@@ -36,7 +36,7 @@ class SessionStream : public grpc::ServerBidiReactor<wire::SessionRequest, wire:
   wire::SessionResponse response_;
   std::shared_ptr<Session>
       session_;  // the session registry holds it too; set by the first read, cleared by OnDone
-  std::string client_name_;
+  std::string client_name_, address_;
   absl::Mutex mutex_;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
 };

@@ -70,7 +70,25 @@ TEST_P(SocketFileTest, FolderThatCannotBeMade_IsUnavailable) {
   const absl::Status status = PrepareSocketPath("/proc/nowhere/x.sock");
   EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_NE(status.message().find("/proc/nowhere"), absl::string_view::npos);
-  EXPECT_FALSE(SetSocketMode(path_, 0600).ok());
+}
+
+TEST_P(SocketFileTest, Listen_HasItsModeBeforeAnybodyCanConnect) {
+  const auto listener = ListenUnix(path_, GetParam(), 0640);
+  ASSERT_TRUE(listener.ok()) << listener.status();
+  struct stat info {};
+  ASSERT_EQ(stat(path_.c_str(), &info), 0);
+  EXPECT_EQ(info.st_mode & 0777, 0640u);
+  EXPECT_EQ(PrepareSocketPath(path_).code(), absl::StatusCode::kAlreadyExists);
+  const auto second = ListenUnix(path_, GetParam(), 0640);
+  EXPECT_EQ(second.status().code(), absl::StatusCode::kUnavailable);
+  EXPECT_NE(second.status().message().find(path_), absl::string_view::npos);
+}
+
+TEST_P(SocketFileTest, PathTooLong_IsInvalidWithBothLengths) {
+  const auto listener = ListenUnix("/" + std::string(120, 'x'), GetParam(), 0600);
+  EXPECT_EQ(listener.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(listener.status().message().find("has 121 bytes: at most 107"),
+            absl::string_view::npos);
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, SocketFileTest, testing::Values(SOCK_STREAM, SOCK_SEQPACKET));

@@ -1,0 +1,126 @@
+#include "server/connections/relay.h"
+
+#include <gtest/gtest.h>
+
+#include <thread>
+
+#include "tests/server/connections/socket_pair.h"
+
+namespace fq {
+namespace {
+
+class RelayTest : public testing::Test {
+ protected:
+  void Start(ConnectionTimes times = {}) {
+    thread_ = std::thread([this, times] {
+      status_ = Relay(&stream_, inner_.first.get(), times, SteadyNow(), &flags_).Run();
+      stream_.HangUp();
+      inner_.first = OwnedFd(-1);
+    });
+  }
+  absl::Status Join() {
+    thread_.join();
+    return status_;
+  }
+  void TearDown() override {
+    if (!thread_.joinable()) return;
+    flags_.hang_up = true;
+    stream_.HangUp();
+    thread_.join();
+  }
+
+  std::pair<OwnedFd, OwnedFd> outer_ = SocketPair(), inner_ = SocketPair();
+  const OwnedFd& peer_ = outer_.second;
+  OwnedFd& node_ = inner_.second;
+  PeerStream stream_{std::move(outer_.first)};
+  Relay::Flags flags_;
+  std::thread thread_;
+  absl::Status status_;
+};
+
+TEST_F(RelayTest, Bytes_GoBothWays) {
+  Start();
+  SendAll(peer_, kHello + kCall);
+  EXPECT_EQ(Receive(node_, kHello.size() + kCall.size()), kHello + kCall);
+  EXPECT_TRUE(flags_.has_asked);
+  const std::string answer(300'000, 'a');
+  std::thread writer([&] {
+    for (size_t at = 0; at < answer.size();) {
+      const ssize_t n = send(node_.get(), answer.data() + at, answer.size() - at, 0);
+      if (n > 0) at += static_cast<size_t>(n);
+    }
+  });
+  EXPECT_EQ(Receive(peer_, answer.size()), answer);
+  writer.join();
+}
+
+TEST_F(RelayTest, PeerEnds_NodeLearnsItAndItsLastWordsArrive) {
+  Start();
+  SendAll(peer_, kHello);
+  shutdown(peer_.get(), SHUT_WR);
+  EXPECT_EQ(Receive(node_, 1000), kHello);
+  SendAll(node_, "bye");
+  node_ = OwnedFd(-1);
+  EXPECT_EQ(Receive(peer_, 1000), "bye");
+  EXPECT_TRUE(Join().ok());
+}
+
+TEST_F(RelayTest, BrokenRule_EndsItWithTheReason) {
+  Start();
+  SendAll(peer_, "GET / HTTP/1.1\r\nHost: node\r\n\r\n");
+  EXPECT_EQ(Join().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(HangsUp(node_));
+}
+
+TEST_F(RelayTest, PeerThatSaysNothing_IsGivenUp) {
+  Start({Milliseconds(50), Milliseconds(10'000)});
+  SendAll(peer_, kHello.substr(0, 30));
+  const absl::Status status = Join();
+  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_EQ(status.message(), "no HTTP/2 within 50 ms");
+}
+
+// Nothing is read from it meanwhile, so that gRPC never has more than what the sockets hold.
+TEST_F(RelayTest, PeerThatTakesNothing_IsNotHeardAndGivenUp) {
+  Start({Milliseconds(10'000), Milliseconds(300)});
+  SendAll(peer_, kHello);
+  Receive(node_, kHello.size());
+  const std::string answers(64 << 10, 'a');
+  for (int i = 0; i < 200; ++i) {
+    send(node_.get(), answers.data(), answers.size(), MSG_NOSIGNAL);
+    std::this_thread::sleep_for(Milliseconds(1));
+  }
+  send(peer_.get(), kCall.data(), kCall.size(), MSG_NOSIGNAL);
+  char byte = 0;
+  EXPECT_LT(recv(node_.get(), &byte, 1, 0), 0);
+  EXPECT_EQ(errno, EAGAIN);
+  const absl::Status status = Join();
+  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_NE(status.message().find("takes nothing for 300 ms"), absl::string_view::npos) << status;
+}
+
+TEST_F(RelayTest, ToldToHangUp_Ends) {
+  Start();
+  flags_.hang_up = true;
+  stream_.HangUp();
+  EXPECT_EQ(Join().code(), absl::StatusCode::kCancelled);
+}
+
+TEST(RelayBuffer, Drop_KeepsWhatIsLeft) {
+  RelayBuffer buffer;
+  std::fill_n(buffer.bytes.get(), RelayBuffer::kBytes, std::byte{1});
+  buffer.bytes[RelayBuffer::kBytes - 1] = std::byte{7};
+  buffer.end = RelayBuffer::kBytes;
+  buffer.judged = RelayBuffer::kBytes - 1;
+  EXPECT_TRUE(buffer.full());
+  buffer.Drop(RelayBuffer::kBytes - 1);
+  EXPECT_EQ(buffer.end, 1u);
+  EXPECT_EQ(buffer.judged, 0u);
+  EXPECT_EQ(buffer.bytes[0], std::byte{7});
+  buffer.judged = 1;
+  buffer.Drop(1);
+  EXPECT_TRUE(buffer.empty());
+}
+
+}  // namespace
+}  // namespace fq
