@@ -12,15 +12,13 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from flashquant import local_engine
+
 HERE = Path(__file__).resolve().parent
 RESULT = "RESULT "
 START_S = 400
 ANSWER_S = 120
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": str(HERE),
-}
+ENVIRONMENT = {**local_engine.ENVIRONMENT, "VLLM_LOGGING_LEVEL": "WARNING", "PYTHONPATH": str(HERE)}
 
 
 class Engine:

@@ -51,6 +51,13 @@ def test_policy_floor_follows_profile_unless_said():
     assert policy_of(options, {"flashquant_profile": "universal"}).floor is Profile.COMPACT
 
 
+def test_policy_of_a_request_that_must_not_be_stored():
+    options = Options(profile="exact")
+    assert policy_of(options, None).save and not policy_of(options, {"flashquant_save": False}).save
+    with pytest.raises(ValueError, match="flashquant_save must be of type bool, got 'no'"):
+        policy_of(options, {"flashquant_save": "no"})
+
+
 def test_codec_set_id_read_from_the_header(tmp_path):
     path = tmp_path / "a.fqcs"
     path.write_bytes(b"FQCS" + bytes(20) + bytes(range(32)) + bytes(8))

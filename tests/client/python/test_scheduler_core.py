@@ -376,6 +376,28 @@ def test_request_with_unknown_profile_is_not_cached():
     assert engine.step(("r", 0, 200)).saves == []
 
 
+def test_request_that_must_not_be_stored_loads_and_leaves_its_provenance():
+    engine, params = Engine(), {"flashquant_save": False}
+    request = make_request(400, kv_transfer_params=params)
+    engine.stored(request, 3)
+    engine.core.add_request(request)
+    assert engine.load(request).end_token == 192
+    assert engine.step(("r", 192, 400)).saves == []
+    exact = make_request(400, "e", kv_transfer_params={"flashquant_profile": "exact"})
+    engine.core.add_request(exact)  # continues from the blocks that "r" left in vLLM's own cache
+    engine.core.matched_tokens(exact, 384)
+    assert engine.step(("e", 384, 500)).saves == []
+    assert engine.core.take_counters()["tainted_blocks"] == 3
+
+
+def test_request_whose_save_is_no_bool_is_not_cached():
+    engine = Engine()
+    request = make_request(200, kv_transfer_params={"flashquant_save": "no"})
+    engine.core.add_request(request)
+    assert engine.step(("r", 0, 200)).saves == []
+    assert engine.core.take_counters() == {"refused_requests": 1}
+
+
 def test_opaque_packing_refuses_lossy_requests():
     engine = Engine(profile="exact")
     engine.core.exact_only = True

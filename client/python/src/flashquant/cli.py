@@ -1,4 +1,5 @@
-"""The command `flashquant`: `calibrate` makes a codec set, `eval` measures what codecs lose."""
+"""The command `flashquant`: `calibrate` makes a codec set, `eval` measures what codecs lose,
+`eval-vllm` the same through a node and vLLM."""
 
 import argparse
 import sys
@@ -9,11 +10,13 @@ from flashquant.codec_set import CodecSetError
 def _parser() -> argparse.ArgumentParser:
     from flashquant.calibrate import command as calibrate
     from flashquant.evaluate import command as evaluate
+    from flashquant.evaluate import through_vllm_command as evaluate_vllm
 
     parser = argparse.ArgumentParser(prog="flashquant", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     calibrate.add_parser(commands)
     evaluate.add_parser(commands)
+    evaluate_vllm.add_parser(commands)
     return parser
 
 

@@ -15,6 +15,7 @@ CODEC_SET_ID = slice(24, 56)
 NAMESPACE_NAME = re.compile(r"[a-zA-Z0-9._/-]{1,128}")
 REQUEST_PROFILE = "flashquant_profile"
 REQUEST_MIN_PROFILE = "flashquant_min_profile"
+REQUEST_SAVE = "flashquant_save"
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,11 @@ class Options:
 
 @dataclass(frozen=True)
 class Policy:
-    """How one request is stored, and the least it loads."""
+    """How one request is stored, if it is, and the least it loads."""
 
     profile: Profile
     floor: Profile
+    save: bool = True
 
 
 def parse_options(config: Mapping[str, Any]) -> Options:
@@ -90,7 +92,9 @@ def policy_of(options: Options, request_params: Mapping[str, Any] | None) -> Pol
     if floor > Profile.COMPACT:
         raise ValueError(f"FlashQuant: min_profile {floor.label}: use exact, near-lossless or "
                          "compact")
-    return Policy(profile, floor)
+    save = params.get(REQUEST_SAVE, True)
+    check_type(REQUEST_SAVE, save, bool)
+    return Policy(profile, floor, save)
 
 
 def codec_set_id(path: str) -> bytes:

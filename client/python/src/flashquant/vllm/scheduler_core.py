@@ -268,6 +268,9 @@ class SchedulerCore:
         if request.worst is None:
             request.worst = self.provenance.worst(request.chain.keys(0, before // BLOCK_TOKENS))
         self.provenance.note(request.chain.keys(begin, end), request.worst)
+        if not request.policy.save:
+            request.saved_blocks = end
+            return None
         if request.worst.own_floor > request.policy.profile.own_floor:
             self._count("tainted_blocks", end - begin)
             request.saved_blocks = end
