@@ -5,6 +5,7 @@ Each case gets its status with the field and both values; afterwards the node ho
 
 import math
 import struct
+import time
 
 import grpc
 import pytest
@@ -21,6 +22,7 @@ MAX = {32: 2**32 - 1, 64: 2**64 - 1}
 BLOCKS_MAX = 64  # --max-blocks-per-call below
 RSS_GROWTH_MAX = 96 << 20
 NAMESPACES_MAX = 8
+SETTLE_SECONDS = 10
 KEYS = chain("bad input", 4)
 
 
@@ -50,13 +52,22 @@ def held(node: Node) -> dict:
     return fields | {k: v for k, v in status.counters.items() if k.startswith(names)}
 
 
+def settled(server, wanted: dict) -> dict:
+    """What the node holds, as soon as it is `wanted` or after SETTLE_SECONDS: a session ends some
+    time after its client has left."""
+    end = time.monotonic() + SETTLE_SECONDS
+    while (found := held(server)) != wanted and time.monotonic() < end:
+        time.sleep(0.05)
+    return found
+
+
 @pytest.fixture
 def unchanged(server, session):
     """The node holds afterwards what it held before, answers, and has not grown."""
     before, rss = held(server), server.rss_bytes()
     yield
     assert server.process.poll() is None, server.log
-    assert held(server) == before
+    assert settled(server, before) == before
     assert session.fetch(KEYS) == len(KEYS)
     assert server.rss_bytes() < rss + RSS_GROWTH_MAX
 

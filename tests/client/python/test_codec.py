@@ -116,10 +116,14 @@ def test_encode_values_are_nearest_entries(seed, head_size, is_key, bits):
 
 @pytest.mark.parametrize("is_key", [True, False])
 def test_encode_decoded_page_same_values(seed, is_key):
-    """What came out of a page goes through another page unchanged: packing loses nothing."""
+    """What came out of a page goes through another page unchanged: packing loses nothing.
+
+    Two entries of a random table can be so near that rounding takes one for the other; a value out
+    of place differs by about 1.
+    """
     part = PartCodec((8, 4, 2, 1, 0, 1, 2, 4), random_tables(seed), is_key)
     once = part.decode(part.encode(torch.randn(192, 64)))
-    assert torch.equal(part.decode(part.encode(once)), once)
+    torch.testing.assert_close(part.decode(part.encode(once)), once, rtol=0, atol=5e-3)
 
 
 def test_from_lanes_inverse(seed):
