@@ -63,7 +63,7 @@ TEST_P(TablesDeviceTest, Fragments_EveryElement_IsTheMatrix) {
 }
 
 TEST_P(TablesDeviceTest, Units_Class8AndRefinement_StepAndDeviation) {
-  const CodecProfile& profile = set_->profile(0, 0);
+  const CodecProfile &profile = set_->profile(0, 0);
   ASSERT_EQ(profile.k[0], 8);
   EXPECT_EQ(At<float>(0, 0, layout().Unit(0, 0)), kClass8Step);
   EXPECT_EQ(At<float>(0, 0, layout().IsClass8(0)), 1.0f);

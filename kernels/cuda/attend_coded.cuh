@@ -1,0 +1,226 @@
+// Attention of one warp over consecutive encoded pages whose classes are known at compile time.
+// Device code, also compiled at run time.
+#pragma once
+
+#include "kernels/cuda/attend_groups.cuh"
+#include "kernels/cuda/attend_softmax.cuh"
+
+namespace fq {
+
+// Classes of the groups of one side and part: four bits each, the first 16 groups in kLow.
+template <uint64_t kLow, uint64_t kHigh>
+struct Classes {
+  FQ_HD static constexpr int At(int group) {
+    return static_cast<int>((group < 16 ? kLow >> (4 * group) : kHigh >> (4 * (group - 16))) & 15);
+  }
+  // Bytes before a group.
+  FQ_HD static constexpr int Offset(int group) {
+    int sum = 0;
+    for (int i = 0; i < group; ++i) sum += 64 * At(i);
+    return sum;
+  }
+  // Words a lane keeps of the groups before one.
+  FQ_HD static constexpr int Word(int group) {
+    int sum = 0;
+    for (int i = 0; i < group; ++i) sum += RawWords(At(i));
+    return sum;
+  }
+};
+
+// One side of a page whose codes are in registers. kPageOffset = bytes before the side's codes.
+template <typename Codes, int kSide, bool kRefinement, int kHeadSize, int kPageOffset>
+struct RawSide {
+  static constexpr int kGroups = kHeadSize / 8;
+  uint32_t words[Codes::Word(kGroups) + 1];
+
+  FQ_DEVICE RawSide() {
+    for (uint32_t& word : words) word = 0;
+  }
+
+  template <int kGroup>
+  FQ_DEVICE void LoadOne(const std::byte* page, int lane, bool wanted) {
+    LoadGroup<Codes::At(kGroup), kPageOffset + Codes::Offset(kGroup)>(words + Codes::Word(kGroup),
+                                                                      page, lane, wanted);
+  }
+  FQ_DEVICE void LoadAll(const std::byte* page, int lane, bool wanted) {
+    StaticFor<0, kGroups>([&](auto group) { LoadOne<decltype(group)::value>(page, lane, wanted); });
+  }
+
+  FQ_HD static constexpr bool HasStep(int step) {
+    return (Codes::At(2 * step) | Codes::At(2 * step + 1)) != 0;
+  }
+  // A registers of MMA step kStep for every tile.
+  template <int kStep>
+  FQ_DEVICE void Decode(const LaneAddress& lane, uint32_t (&a)[kTiles][4]) const {
+    uint32_t first[kTiles][2], second[kTiles][2];
+    DecodeGroup<Codes::At(2 * kStep), kSide, kRefinement>(words + Codes::Word(2 * kStep), lane,
+                                                          first);
+    DecodeGroup<Codes::At(2 * kStep + 1), kSide, kRefinement>(words + Codes::Word(2 * kStep + 1),
+                                                              lane, second);
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) JoinGroups<kSide>(first[j], second[j], a[j]);
+  }
+};
+
+// Query rows of a task in the registers of the B operand.
+template <int kHeadSize>
+struct QueryRegisters {
+  uint32_t b[kHeadSize / 16][2];
+  FQ_DEVICE void Load(const std::byte* rows, int lane) {
+    const std::byte* row = rows + (lane >> 2) * kHeadSize * 2 + (lane & 3) * 4;
+#pragma unroll
+    for (int step = 0; step < kHeadSize / 16; ++step) {
+      b[step][0] = LoadNow(row + 32 * step);
+      b[step][1] = LoadNow(row + 32 * step + 16);
+    }
+  }
+};
+
+// Sums of weight * value: [d / 16] tiles of 16 channels x 8 rows.
+template <int kHeadSize>
+struct Sums {
+  float tile[kHeadSize / 16][4];
+  FQ_DEVICE Sums() { Scale(0.0f, 0.0f, true); }
+  FQ_DEVICE void Scale(float c0, float c1, bool clear = false) {
+#pragma unroll
+    for (int i = 0; i < kHeadSize / 16; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) tile[i][e] = clear ? 0.0f : tile[i][e] * (e & 1 ? c1 : c0);
+    }
+  }
+  FQ_DEVICE void Add(const Sums& other) {
+#pragma unroll
+    for (int i = 0; i < kHeadSize / 16; ++i) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) tile[i][e] += other.tile[i][e];
+    }
+  }
+};
+
+// sums *= what the codes of a V side are worth in the coded domain: class-8 codes are integers, and
+// refinements are in units of a deviation.
+template <int kHeadSize>
+FQ_DEVICE void ApplyUnits(const std::byte* record, int part, Sums<kHeadSize>& sums) {
+  constexpr TablesLayout kLayout{kHeadSize};
+  const float* unit =
+      reinterpret_cast<const float*>(record + kLayout.Unit(1, part)) + (threadIdx.x & 31) / 4;
+#pragma unroll
+  for (int i = 0; i < kHeadSize / 16; ++i) {
+    const float low = unit[16 * i], high = unit[16 * i + 8];
+    sums.tile[i][0] *= low;
+    sums.tile[i][1] *= low;
+    sums.tile[i][2] *= high;
+    sums.tile[i][3] *= high;
+  }
+}
+
+// Scores of the 64 tokens of a page; with kReload, the codes of page `next` take the place of its
+// own, if it is wanted.
+template <bool kReload, typename Side, int kHeadSize>
+FQ_DEVICE void ScorePage(Side& keys, const QueryRegisters<kHeadSize>& q, const LaneAddress& lane,
+                         const std::byte* next, bool wanted, float (&scores)[kTiles][4],
+                         float start0, float start1) {
+  const int lane_index = static_cast<int>(threadIdx.x & 31);
+  if constexpr (!Side::HasStep(0)) {
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+      scores[j][0] = scores[j][2] = start0;
+      scores[j][1] = scores[j][3] = start1;
+    }
+  }
+  StaticFor<0, kHeadSize / 16>([&](auto step) {
+    constexpr int s = decltype(step)::value;
+    if constexpr (Side::HasStep(s)) {
+      uint32_t a[kTiles][4];
+      keys.template Decode<s>(lane, a);
+      if constexpr (kReload) {
+        keys.template LoadOne<2 * s>(next, lane_index, wanted);
+        keys.template LoadOne<2 * s + 1>(next, lane_index, wanted);
+      }
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) {
+        if constexpr (s == 0) {
+          MultiplyFrom(scores[j], start0, start1, a[j], q.b[s][0], q.b[s][1]);
+        } else {
+          Multiply<false>(scores[j], a[j], q.b[s][0], q.b[s][1]);
+        }
+      }
+    }
+  });
+}
+
+// sums += values of a page * weights; kReload likewise.
+template <bool kReload, typename Side, int kHeadSize>
+FQ_DEVICE void AddValues(Side& values, const uint32_t (&weights)[kTiles][2],
+                         const LaneAddress& lane, const std::byte* next, bool wanted,
+                         Sums<kHeadSize>& sums) {
+  const int lane_index = static_cast<int>(threadIdx.x & 31);
+  StaticFor<0, kHeadSize / 16>([&](auto step) {
+    constexpr int s = decltype(step)::value;
+    if constexpr (Side::HasStep(s)) {
+      uint32_t a[kTiles][4];
+      values.template Decode<s>(lane, a);
+      if constexpr (kReload) {
+        values.template LoadOne<2 * s>(next, lane_index, wanted);
+        values.template LoadOne<2 * s + 1>(next, lane_index, wanted);
+      }
+#pragma unroll
+      for (int j = 0; j < kTiles; ++j) {
+        Multiply<false>(sums.tile[s], a[j], weights[j][0], weights[j][1]);
+      }
+    }
+  });
+}
+
+// A page's address from the table; lanes read the same one.
+FQ_DEVICE const std::byte* PageAddress(const uint64_t* table, int page, uint32_t offset) {
+  uint64_t address;
+  asm volatile("ld.global.nc.b64 %0, [%1];" : "=l"(address) : "l"(table + page));
+  return reinterpret_cast<const std::byte*>(address + offset);
+}
+
+// The pages of a piece without refinements. Profile::K and ::V are Classes. While a page is worked
+// on, the next one is on its way into registers, code by code as soon as a code's register is free,
+// and the one after it is on its way into L2: the hardware's wait for one of these loads is a
+// wait for all of them, so the latest of them must not have to come from memory.
+template <typename Profile, int kHeadSize>
+FQ_DEVICE void AttendBase(const AttendParams& params, const AttendPiece& piece,
+                          const std::byte* queries, const LaneAddress& lane, Softmax& softmax,
+                          Sums<kHeadSize>& sums) {
+  const int lane_index = static_cast<int>(threadIdx.x & 31);
+  using K = typename Profile::K;
+  using V = typename Profile::V;
+  constexpr int kGroups = kHeadSize / 8, kBytes = K::Offset(kGroups) + V::Offset(kGroups);
+  constexpr AttendQueryLayout kLayout{kHeadSize};
+  RawSide<K, 0, false, kHeadSize, 0> keys;
+  RawSide<V, 1, false, kHeadSize, K::Offset(kGroups)> values;
+  const uint64_t* table = params.pages + piece.table_begin;
+  const int last = piece.page_count - 1;
+  const std::byte* page = PageAddress(table, 0, piece.offset);
+  const std::byte* next = PageAddress(table, min(1, last), piece.offset);
+  keys.LoadAll(page, lane_index, true);
+  values.LoadAll(page, lane_index, true);
+  QueryRegisters<kHeadSize> q;
+  q.Load(queries + kLayout.Coded(0), lane_index);
+  const float2 bias =
+      *reinterpret_cast<const float2*>(queries + kLayout.Bias(1) + 8 * (lane_index & 3));
+#pragma unroll 1
+  for (int i = 0; i <= last; ++i) {
+    const std::byte* after = PageAddress(table, min(i + 2, last), piece.offset);
+    float scores[kTiles][4];
+    ScorePage<true>(keys, q, lane, next, i < last, scores, softmax.start0(bias.x),
+                    softmax.start1(bias.y));
+    const int begin = piece.token_begin - 64 * i, end = piece.token_end - 64 * i;
+    if (begin > 0 || end < 64) MaskTokens(scores, 0, begin, end);
+    softmax.Weigh(scores, [&](float c0, float c1) { sums.Scale(c0, c1); });
+    uint32_t weights[kTiles][2];
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) PackWeights<false>(scores[j], weights[j]);
+    if (i + 2 <= last) PrefetchToL2ByWarp<kBytes>(after, lane_index);
+    AddValues<true>(values, weights, lane, next, i < last, sums);
+    next = after;
+  }
+  ApplyUnits(params.records[blockIdx.x], 0, sums);
+}
+
+}  // namespace fq

@@ -1,0 +1,150 @@
+#include "kernels/cuda/attend_compile.h"
+
+#include <nvrtc.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
+#include "kernels/base/status_macros.h"
+#include "kernels/cuda/attend_shared.h"
+#include "kernels/cuda/cuda_status.h"
+#include "openssl/sha.h"
+
+namespace fq {
+namespace {
+
+absl::Status NvrtcStatus(nvrtcResult result, const char* what) {
+  if (result == NVRTC_SUCCESS) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat(what, ": ", nvrtcGetErrorString(result)));
+}
+
+// A program of the run-time compiler that frees itself.
+class Program {
+ public:
+  ~Program() { nvrtcDestroyProgram(&program_); }
+
+  absl::Status Create(const std::string& source) {
+    std::vector<const char*> names, texts;
+    for (const EmbeddedFile& file : AttendHeaders()) {
+      names.push_back(file.name);
+      texts.push_back(file.text);
+    }
+    return NvrtcStatus(
+        nvrtcCreateProgram(&program_, source.c_str(), "attend.cu", static_cast<int>(names.size()),
+                           texts.data(), names.data()),
+        "nvrtcCreateProgram");
+  }
+
+  absl::Status Compile(const std::vector<std::string>& options) {
+    std::vector<const char*> list;
+    for (const std::string& option : options) list.push_back(option.c_str());
+    const nvrtcResult result =
+        nvrtcCompileProgram(program_, static_cast<int>(list.size()), list.data());
+    if (result == NVRTC_SUCCESS) return absl::OkStatus();
+    size_t bytes = 0;
+    nvrtcGetProgramLogSize(program_, &bytes);
+    std::string log(bytes, ' ');
+    nvrtcGetProgramLog(program_, log.data());
+    return absl::InternalError(absl::StrCat(nvrtcGetErrorString(result), ": ", log));
+  }
+
+  absl::StatusOr<std::vector<char>> Code() const {
+    size_t bytes = 0;
+    FQ_RETURN_IF_ERROR(NvrtcStatus(nvrtcGetCUBINSize(program_, &bytes), "nvrtcGetCUBINSize"));
+    std::vector<char> code(bytes);
+    FQ_RETURN_IF_ERROR(NvrtcStatus(nvrtcGetCUBIN(program_, code.data()), "nvrtcGetCUBIN"));
+    return code;
+  }
+
+ private:
+  nvrtcProgram program_ = nullptr;
+};
+
+std::vector<std::string> Options(const std::string& architecture) {
+  return {absl::StrCat("--gpu-architecture=", architecture), "--std=c++17", "--fmad=false",
+          "--device-as-default-execution-space"};
+}
+
+// Name of the cached file: everything that decides the code.
+std::string CacheName(const std::string& source, const std::vector<std::string>& options) {
+  int major = 0, minor = 0;
+  nvrtcVersion(&major, &minor);
+  std::string all = absl::StrCat("nvrtc ", major, ".", minor, "\n", source);
+  for (const std::string& option : options) absl::StrAppend(&all, "\n", option);
+  for (const EmbeddedFile& file : AttendHeaders()) absl::StrAppend(&all, "\n", file.text);
+  unsigned char digest[SHA256_DIGEST_LENGTH];
+  SHA256(reinterpret_cast<const unsigned char*>(all.data()), all.size(), digest);
+  return absl::StrCat(
+      "attend-", absl::BytesToHexString({reinterpret_cast<const char*>(digest), sizeof(digest)}),
+      ".cubin");
+}
+
+std::vector<char> ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
+}
+
+// Other processes see the whole file or none.
+void WriteFile(const std::string& path, const std::vector<char>& bytes) {
+  const std::string partial = absl::StrCat(path, ".", getpid());
+  std::ofstream file(partial, std::ios::binary);
+  file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  file.close();
+  if (!file || std::rename(partial.c_str(), path.c_str()) != 0) std::remove(partial.c_str());
+}
+
+}  // namespace
+
+absl::StatusOr<std::vector<char>> CompileAttend(const AttendVariant& variant,
+                                                const std::string& architecture,
+                                                const std::string& cache_folder) {
+  const std::string source = AttendSource(variant);
+  const std::vector<std::string> options = Options(architecture);
+  const std::string path = absl::StrCat(cache_folder, "/", CacheName(source, options));
+  if (!cache_folder.empty()) {
+    std::vector<char> cached = ReadFile(path);
+    if (!cached.empty()) return cached;
+  }
+  Program program;
+  FQ_RETURN_IF_ERROR(program.Create(source));
+  FQ_RETURN_IF_ERROR(program.Compile(options));
+  FQ_ASSIGN_OR_RETURN(std::vector<char> code, program.Code());
+  if (!cache_folder.empty()) WriteFile(path, code);
+  return code;
+}
+
+absl::StatusOr<std::string> DeviceArchitecture() {
+  int device = 0, major = 0, minor = 0;
+  FQ_RETURN_IF_CUDA_ERROR(cudaGetDevice(&device));
+  FQ_RETURN_IF_CUDA_ERROR(
+      cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  FQ_RETURN_IF_CUDA_ERROR(
+      cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device));
+  return absl::StrCat("sm_", major, minor, major == 9 ? "a" : "");
+}
+
+absl::StatusOr<std::unique_ptr<const AttendKernel>> AttendKernel::Load(
+    const std::vector<char>& code, int head_size, bool bf16) {
+  std::unique_ptr<AttendKernel> loaded(new AttendKernel);
+  loaded->head_size_ = head_size;
+  loaded->bf16_ = bf16;
+  loaded->shared_bytes_ = AttendSharedBytes(head_size);
+  FQ_RETURN_IF_CUDA_ERROR(cudaLibraryLoadData(&loaded->library_, code.data(), nullptr, nullptr, 0,
+                                              nullptr, nullptr, 0));
+  FQ_RETURN_IF_CUDA_ERROR(
+      cudaLibraryGetKernel(&loaded->kernel_, loaded->library_, kAttendKernelName));
+  FQ_RETURN_IF_CUDA_ERROR(cudaFuncSetAttribute(reinterpret_cast<const void*>(loaded->kernel_),
+                                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                               loaded->shared_bytes_));
+  return loaded;
+}
+
+AttendKernel::~AttendKernel() {
+  if (library_ != nullptr) cudaLibraryUnload(library_);
+}
+
+}  // namespace fq

@@ -1,0 +1,146 @@
+// Channel groups (FORMAT.md section 2) from code bytes to MMA registers. Device code, also compiled
+// at run time.
+#pragma once
+
+#include "kernels/cuda/attend_ptx.cuh"
+#include "kernels/cuda/attend_shared.h"
+
+namespace fq {
+
+inline constexpr int kTiles = 4;  // of 16 tokens, in a page
+
+// What a lane adds to the address of a lookup.
+struct LaneAddress {
+  uint32_t word;  // 4-byte entries
+  uint32_t pair;  // 8-byte entries
+};
+
+FQ_HD constexpr int RawWords(int bits) { return bits == 8 ? 4 : bits == 4 ? 2 : bits == 0 ? 0 : 1; }
+
+// Byte `kByte` of `codes` times 256 plus what the lane adds.
+template <int kByte>
+FQ_DEVICE uint32_t RowAddress(uint32_t codes, uint32_t lane) {
+  return Permute(codes, lane, 0x5504u | kByte << 4);
+}
+
+// Entry words of byte `kByte` of `codes`: the table of base or refinement.
+template <int kTable, int kRefinedTable, int kSide, bool kRefinement, int kByte>
+FQ_DEVICE uint32_t Entry(uint32_t codes, const LaneAddress& lane) {
+  if constexpr (kRefinement) {
+    constexpr int kAt = kSharedBase + kSharedRefinement + 4 * kRefinedTable + 4 * kSide;
+    return LoadShared<kAt>((codes >> (8 * kByte) & 255u) * 8);
+  } else {
+    constexpr int kAt = kSharedBase + kTable + 128 * kSide;
+    return LoadShared<kAt>(RowAddress<kByte>(codes, lane.word));
+  }
+}
+template <int kSide, bool kRefinement, int kByte>
+FQ_DEVICE uint2 EntryOfClass1(uint32_t codes, const LaneAddress& lane) {
+  if constexpr (kRefinement) {
+    constexpr int kAt = kSharedBase + kSharedRefinement + 4 * kClass1Words + 8 * kSide;
+    return LoadShared2<kAt>((codes >> (8 * kByte) & 255u) * 16);
+  } else {
+    constexpr int kAt = kSharedBase + kSharedClass1 + 128 * kSide;
+    return LoadShared2<kAt>(RowAddress<kByte>(codes, lane.pair));
+  }
+}
+
+// Registers r = 0, 1 of every tile of a group. kSide 0 = K, 1 = V. Class 8 gives byte - 128 for V,
+// and byte + 1024 for K, where the query's bias takes the 1152 away.
+template <int kBits, int kSide, bool kRefinement>
+FQ_DEVICE void DecodeGroup(const uint32_t* raw, const LaneAddress& lane,
+                           uint32_t (&out)[kTiles][2]) {
+  StaticFor<0, kTiles>([&](auto tile) {
+    constexpr int j = decltype(tile)::value;
+    if constexpr (kBits == 8) {
+      out[j][0] = Permute(raw[j], 0x64646464u, 0x4140u);
+      out[j][1] = Permute(raw[j], 0x64646464u, 0x4342u);
+      if constexpr (kSide == 1) {
+        out[j][0] = SubtractPairs(out[j][0], 0x64806480u);
+        out[j][1] = SubtractPairs(out[j][1], 0x64806480u);
+      }
+    } else if constexpr (kBits == 4) {
+      constexpr int kByte = 2 * j % 4;
+      out[j][0] = Entry<kSharedClass4, kClass4Words, kSide, kRefinement, kByte>(raw[j / 2], lane);
+      out[j][1] =
+          Entry<kSharedClass4, kClass4Words, kSide, kRefinement, kByte + 1>(raw[j / 2], lane);
+    } else if constexpr (kBits == 2) {
+      const uint32_t word = Entry<kSharedClass2, kClass2Words, kSide, kRefinement, j>(raw[0], lane);
+      out[j][0] = word;
+      out[j][1] = word << 8;
+    } else if constexpr (kBits == 1) {
+      if constexpr (j % 2 == 0) {
+        const uint2 words = EntryOfClass1<kSide, kRefinement, j / 2>(raw[0], lane);
+        out[j][0] = words.x;
+        out[j][1] = words.x << 8;
+        out[j + 1][0] = words.y;
+        out[j + 1][1] = words.y << 8;
+      }
+    } else {
+      out[j][0] = out[j][1] = 0;
+    }
+  });
+}
+
+// Loads the code bytes of a group at `page` + kOffset.
+template <int kBits, int kOffset>
+FQ_DEVICE void LoadGroup(uint32_t* raw, const std::byte* page, int lane, bool wanted) {
+  if constexpr (kBits != 0) LoadCodes<2 * kBits, kOffset>(raw, page + 2 * kBits * lane, wanted);
+}
+
+// Puts two groups into the A registers of one MMA step: they are its columns (K) or rows (V).
+template <int kSide>
+FQ_DEVICE void JoinGroups(const uint32_t (&first)[2], const uint32_t (&second)[2],
+                          uint32_t (&a)[4]) {
+  a[0] = first[0];
+  a[3] = second[1];
+  a[1] = kSide == 0 ? first[1] : second[0];
+  a[2] = kSide == 0 ? second[0] : first[1];
+}
+
+// Moves the tables of a record to shared memory, loads first, so that other work fits in between.
+template <int kThreads>
+class TableCopy {
+ public:
+  FQ_DEVICE void Load(const std::byte* record) {
+    const uint32_t* lookups = reinterpret_cast<const uint32_t*>(record);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int row = Row(i);
+      if (row >= 512) continue;
+      two_[i] = lookups[kClass2Words + row];
+      four_[i] = lookups[kClass4Words + row];
+      one_[i] = reinterpret_cast<const uint2*>(lookups + kClass1Words)[row];
+      refinement_[i] = reinterpret_cast<const uint4*>(lookups + kLookupWords)[row];
+    }
+  }
+
+  // Each thread writes whole rows, starting at another column than its neighbours, so that the
+  // stores of a quarter warp go to different banks.
+  FQ_DEVICE void Store(std::byte* shared) const {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int row = Row(i);
+      if (row >= 512) continue;
+      for (int k = 0; k < 8; ++k) {
+        const int at = row * 128 + ((k + row) & 7) * 16;
+        Put(shared + kSharedClass2 + at, make_uint4(two_[i], two_[i], two_[i], two_[i]));
+        Put(shared + kSharedClass4 + at, make_uint4(four_[i], four_[i], four_[i], four_[i]));
+        Put(shared + kSharedClass1 + at, make_uint4(one_[i].x, one_[i].y, one_[i].x, one_[i].y));
+      }
+      Put(shared + kSharedRefinement + 16 * row, refinement_[i]);
+    }
+  }
+
+ private:
+  static constexpr int kRows = (512 + kThreads - 1) / kThreads;
+  static_assert(kLookupWords == 4 * 512, "a row of each");
+  FQ_DEVICE static int Row(int i) { return static_cast<int>(threadIdx.x) + i * kThreads; }
+  FQ_DEVICE static void Put(std::byte* to, uint4 value) { *reinterpret_cast<uint4*>(to) = value; }
+
+  uint32_t two_[kRows], four_[kRows];
+  uint2 one_[kRows];
+  uint4 refinement_[kRows];
+};
+
+}  // namespace fq

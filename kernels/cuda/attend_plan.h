@@ -1,0 +1,59 @@
+// How an attention call is spread over the warps of a device. Host code without CUDA.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "absl/types/span.h"
+#include "kernels/cuda/attend_params.h"
+
+namespace fq {
+
+// Where a kv head's bytes lie within the pages of a slab, and what a page of it costs.
+struct AttendHead {
+  int base_code = -1;     // AttendPiece::code of base pages; -1 = has none
+  int refined_code = -1;  // of base and refinement
+  // Bytes from the address in the page table.
+  uint32_t exact_offset = 0, base_offset = 0, refinement_offset = 0;
+  uint32_t sink_block_offset = 0;  // of the base page in a sink block, where pages are longer
+  uint32_t sink_record_offset = 0;
+  int exact_bytes = 0, base_bytes = 0, refinement_bytes = 0, sink_record_bytes = 0;
+  double base_cost = 1, refined_cost = 2;  // any unit, common to all heads
+  const std::byte* record = nullptr;       // codec-set record on the device
+};
+
+// Pages of one kind that follow each other in the page table.
+struct AttendRun {
+  enum Kind { kExact, kBase, kRefined, kSinkBase, kSinkRefined, kSinkRecord };
+  Kind kind = kBase;
+  int table_begin = 0;                 // entry of its first page
+  int token_begin = 0, token_end = 0;  // that count, from the start of its first page
+};
+
+// A sequence: its pages, and its query rows. Row = (first_row + query) * all query heads + head.
+struct AttendSequence {
+  std::vector<AttendRun> runs;
+  int first_query = 0, queries = 1;
+};
+
+struct AttendShape {
+  int blocks = 1;  // thread blocks that run at a time: one for each multiprocessor
+  int queries_per_kv_head = 1;
+};
+
+// What the kernels read. Pieces of warp w of block b start at pieces[b * kAttendWarps + w].
+struct AttendPlan {
+  int blocks = 0;
+  int slots = 0;
+  std::vector<AttendPiece> pieces;
+  std::vector<const std::byte*> records;  // [blocks]
+  std::vector<AttendTaskInfo> tasks;
+};
+
+// Spreads `sequences` over the warps: a block serves one kv head, blocks are given to heads by
+// cost, and a warp has a contiguous share of its head's pages. There are at least as many blocks as
+// heads, however few `shape.blocks` are.
+AttendPlan PlanAttend(const AttendShape& shape, absl::Span<const AttendHead> heads,
+                      absl::Span<const AttendSequence> sequences);
+
+}  // namespace fq

@@ -1,0 +1,38 @@
+#include "kernels/cuda/attend_source.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace fq {
+namespace {
+
+// "Classes<low, high>" of a list of classes.
+std::string ClassesType(const std::vector<uint8_t>& classes) {
+  uint64_t words[2] = {0, 0};
+  for (size_t i = 0; i < classes.size(); ++i) {
+    words[i / 16] |= static_cast<uint64_t>(classes[i]) << (4 * (i % 16));
+  }
+  return absl::StrCat("Classes<0x", absl::Hex(words[0]), "ull, 0x", absl::Hex(words[1]), "ull>");
+}
+
+std::string ProfileType(const AttendVariant::Instance& instance) {
+  const std::string base = absl::StrCat(ClassesType(instance.k), ", ", ClassesType(instance.v));
+  if (instance.k_refinement.empty()) return absl::StrCat("BaseProfile<", base, ">");
+  return absl::StrCat("RefinedProfile<", base, ", ", ClassesType(instance.k_refinement), ", ",
+                      ClassesType(instance.v_refinement), ">");
+}
+
+}  // namespace
+
+std::string AttendSource(const AttendVariant& variant) {
+  std::string profiles;
+  for (const auto& instance : variant.instances) {
+    absl::StrAppend(&profiles, ",\n    ", ProfileType(instance));
+  }
+  return absl::StrCat("#include \"kernels/cuda/attend_kernel.cuh\"\nnamespace fq {\nextern \"C\" ",
+                      "__global__ void __launch_bounds__(kAttendWarps * 32, 1) ", kAttendKernelName,
+                      "(\n    const __grid_constant__ AttendParams params) {\n  AttendBlock<",
+                      variant.head_size, ", ", variant.bf16 ? "true" : "false", profiles,
+                      ">(params);\n}\n}  // namespace fq\n");
+}
+
+}  // namespace fq

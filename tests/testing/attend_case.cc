@@ -1,0 +1,295 @@
+#include "tests/testing/attend_case.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "kernels/base/check.h"
+#include "kernels/codec/float_convert.h"
+#include "kernels/codec/page_layout.h"
+#include "kernels/page_bytes.h"
+#include "tests/testing/codec_set_builder.h"
+#include "tests/testing/random.h"
+
+namespace fq {
+namespace {
+
+std::vector<uint8_t> ClassesOf(const std::string& pairs) {
+  std::vector<uint8_t> classes;
+  for (char digit : pairs) classes.insert(classes.end(), 2, static_cast<uint8_t>(digit - '0'));
+  return classes;
+}
+
+std::string JsonList(const std::vector<uint8_t>& values) {
+  return absl::StrCat("[", absl::StrJoin(values, ","), "]");
+}
+
+template <typename T>
+absl::StatusOr<DeviceBuffer> Copy(const std::vector<T>& values) {
+  return DeviceBuffer::CopyOf(values.data(), std::max<size_t>(values.size(), 1) * sizeof(T));
+}
+
+}  // namespace
+
+CodecProfile ProfileOf(const std::string& k, const std::string& v, const std::string& k_refinement,
+                       const std::string& v_refinement) {
+  return {ClassesOf(k), ClassesOf(v), ClassesOf(k_refinement), ClassesOf(v_refinement)};
+}
+
+std::shared_ptr<const CodecSet> MakeCodecSet(int head_size,
+                                             const std::vector<CodecProfile>& profiles) {
+  std::vector<std::string> list, index;
+  for (const CodecProfile& p : profiles) {
+    index.push_back(absl::StrCat(list.size()));
+    list.push_back(absl::StrCat("{\"k\":", JsonList(p.k), ",\"v\":", JsonList(p.v),
+                                ",\"k_refinement\":", JsonList(p.k_refinement),
+                                ",\"v_refinement\":", JsonList(p.v_refinement), "}"));
+  }
+  const std::string patch = absl::StrCat("{\"profiles\":[", absl::StrJoin(list, ","),
+                                         "],\"profile_of\":[[", absl::StrJoin(index, ","), "]]}");
+  auto set = CodecSet::Parse(
+      PatchCodecSet(BuildCodecSet(1, static_cast<int>(profiles.size()), head_size, 3), patch));
+  FQ_CHECK(set.ok());
+  return *set;
+}
+
+std::vector<AttendRun> RunsOf(const AttendCase::Sequence& sequence, int table_begin) {
+  std::vector<AttendRun> runs;
+  for (const AttendCase::Page& page : sequence) {
+    const int table = table_begin++;
+    AttendRun run;
+    run.table_begin = table;
+    run.token_end = page.tokens;
+    if (page.kind == PageKind::kExact) {
+      run.kind = AttendRun::kExact;
+    } else if (page.sink) {
+      run.kind = AttendRun::kSinkRecord;
+      run.token_end = std::min(page.tokens, kSinkTokens);
+      runs.push_back(run);
+      run.kind = page.refined ? AttendRun::kSinkRefined : AttendRun::kSinkBase;
+      run.token_begin = kSinkTokens;
+      run.token_end = page.tokens;
+    } else {
+      run.kind = page.refined ? AttendRun::kRefined : AttendRun::kBase;
+    }
+    if (!runs.empty() && runs.back().kind == run.kind && run.token_begin == 0 &&
+        runs.back().token_end % kBlockTokens == 0) {
+      runs.back().token_end += page.tokens;
+    } else {
+      runs.push_back(run);
+    }
+  }
+  return runs;
+}
+
+AttendCase::~AttendCase() {
+  if (stream_ != nullptr) cudaStreamDestroy(stream_);
+}
+
+int AttendCase::rows() const {
+  return static_cast<int>(sequences_.size()) * options_.queries * options_.set->kv_heads() *
+         options_.queries_per_kv_head;
+}
+
+int AttendCase::RowOf(int sequence, int query, int kv_head, int q_head) const {
+  return ((sequence * options_.queries + query) * options_.set->kv_heads() + kv_head) *
+             options_.queries_per_kv_head +
+         q_head;
+}
+
+float AttendCase::scale() const {
+  return 1.0f / std::sqrt(static_cast<float>(options_.set->head_size()));
+}
+
+float AttendCase::ElementValue(uint16_t bits) const {
+  return options_.dtype == DType::kBF16 ? BFloat16ToFloat(bits) : HalfToFloat(bits);
+}
+
+absl::StatusOr<std::unique_ptr<AttendCase>> AttendCase::Create(const Options& options,
+                                                               std::vector<Sequence> sequences) {
+  std::unique_ptr<AttendCase> made(new AttendCase);
+  made->options_ = options;
+  made->sequences_ = std::move(sequences);
+  made->FillSlabs();
+  Random random(options.seed + 99);
+  made->q_.resize(static_cast<size_t>(made->rows()) * options.set->head_size());
+  for (uint16_t& element : made->q_) {
+    const float value = static_cast<float>(random.Gaussian()) * options.q_scale;
+    element = options.dtype == DType::kBF16 ? FloatToBFloat16(value) : FloatToHalf(value);
+  }
+  FQ_RETURN_IF_CUDA_ERROR(cudaStreamCreate(&made->stream_));
+  FQ_ASSIGN_OR_RETURN(TablesDevice tables, TablesDevice::Create(*options.set));
+  made->tables_ = std::make_unique<TablesDevice>(std::move(tables));
+  FQ_RETURN_IF_ERROR(made->Upload());
+  FQ_RETURN_IF_ERROR(made->Plan());
+  return made;
+}
+
+void AttendCase::FillSlabs() {
+  uint64_t seed = options_.seed * 1000;
+  for (const Sequence& sequence : sequences_) {
+    slabs_.emplace_back();
+    for (const Page& page : sequence) slabs_.back().push_back(RandomSlab(page, ++seed));
+  }
+}
+
+// Any bytes are codes; exact rows and the scales of sink records must be ordinary numbers.
+AttendCase::Slab AttendCase::RandomSlab(const Page& page, uint64_t seed) const {
+  Random random(seed);
+  Slab slab;
+  const int d = options_.set->head_size();
+  for (int head = 0; head < options_.set->kv_heads(); ++head) {
+    const CodecProfile& profile = options_.set->profile(0, head);
+    const auto append = [&](PageKind kind, std::vector<std::byte>* to) {
+      const size_t at = to->size();
+      to->resize(at + PageBytes({kind, options_.dtype, d, page.sink}, &profile));
+      for (size_t i = at; i < to->size(); ++i) {
+        (*to)[i] = static_cast<std::byte>(random.Next() >> 56);
+      }
+      return to->data() + at;
+    };
+    std::byte* bytes = append(page.kind, &slab.primary);
+    if (page.refined) append(PageKind::kRefinement, &slab.refinement);
+    if (page.kind == PageKind::kExact) {
+      for (int i = 0; i < 2 * kBlockTokens * d; ++i) {
+        const float value = static_cast<float>(random.Gaussian());
+        const uint16_t bits =
+            options_.dtype == DType::kBF16 ? FloatToBFloat16(value) : FloatToHalf(value);
+        std::memcpy(bytes + 2 * i, &bits, 2);
+      }
+    } else if (page.sink) {
+      std::byte* scales =
+          slab.primary.data() + slab.primary.size() - 2 * kSinkTokens * sizeof(float);
+      for (int i = 0; i < 2 * kSinkTokens; ++i) {
+        const float scale = 0.02f + 0.01f * static_cast<float>(random.Uniform());
+        std::memcpy(scales + 4 * i, &scale, 4);
+      }
+    }
+  }
+  return slab;
+}
+
+absl::Status AttendCase::Upload() {
+  std::vector<const std::vector<std::byte>*> parts;
+  std::vector<size_t> table;  // of a part: its place in the page tables
+  size_t entries = 0, bytes = 0;
+  for (const auto& sequence : slabs_) {
+    for (const Slab& slab : sequence) {
+      parts.push_back(&slab.primary);
+      parts.push_back(&slab.refinement);
+      bytes += slab.primary.size() + slab.refinement.size();
+      ++entries;
+    }
+  }
+  std::vector<size_t> order(parts.size());
+  for (size_t i = 0; i < order.size(); ++i) order[i] = i;
+  Random random(options_.seed + 7);
+  for (size_t i = order.size(); i > 1; --i) {
+    std::swap(order[i - 1], order[random.Below(static_cast<uint32_t>(i))]);
+  }
+  FQ_ASSIGN_OR_RETURN(pool_, DeviceBuffer::Allocate(std::max<size_t>(bytes, 1)));
+  std::vector<std::byte> packed(bytes);
+  std::vector<uint64_t> pages(entries), refinements(entries);
+  size_t at = 0;
+  for (size_t i : order) {
+    const uint64_t address = reinterpret_cast<uint64_t>(pool_.as<std::byte>()) + at;
+    (i % 2 == 0 ? pages : refinements)[i / 2] = address;
+    std::copy(parts[i]->begin(), parts[i]->end(), packed.begin() + static_cast<int64_t>(at));
+    at += parts[i]->size();
+  }
+  FQ_RETURN_IF_CUDA_ERROR(
+      cudaMemcpy(pool_.as<void>(), packed.data(), bytes, cudaMemcpyHostToDevice));
+  FQ_ASSIGN_OR_RETURN(pages_, Copy(pages));
+  FQ_ASSIGN_OR_RETURN(refinements_, Copy(refinements));
+  FQ_ASSIGN_OR_RETURN(out_, DeviceBuffer::Allocate(q_.size() * 2));
+  FQ_ASSIGN_OR_RETURN(lse_, DeviceBuffer::Allocate(rows() * sizeof(float)));
+  return absl::OkStatus();
+}
+
+absl::Status AttendCase::Plan() {
+  bool refined = false;
+  std::vector<AttendSequence> planned;
+  int table = 0;
+  for (const Sequence& sequence : sequences_) {
+    AttendSequence one;
+    one.runs = RunsOf(sequence, table);
+    one.first_query = static_cast<int>(planned.size()) * options_.queries;
+    one.queries = options_.queries;
+    planned.push_back(one);
+    table += static_cast<int>(sequence.size());
+    for (const Page& page : sequence) refined |= page.refined;
+  }
+  const AttendRange range{0, 0, options_.set->kv_heads(), options_.dtype};
+  const AttendLayer layer = DescribeLayer(*options_.set, range, 0, refined, tables_->Record(0, 0));
+  FQ_ASSIGN_OR_RETURN(const std::string architecture, DeviceArchitecture());
+  FQ_ASSIGN_OR_RETURN(const std::vector<char> code,
+                      CompileAttend(layer.variant, architecture, options_.cache_folder));
+  FQ_ASSIGN_OR_RETURN(
+      kernel_, AttendKernel::Load(code, options_.set->head_size(), options_.dtype == DType::kBF16));
+  int blocks = options_.blocks;
+  if (blocks == 0) {
+    FQ_RETURN_IF_CUDA_ERROR(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, 0));
+  }
+  const AttendPlan plan = PlanAttend({blocks, options_.queries_per_kv_head}, layer.heads, planned);
+  FQ_ASSIGN_OR_RETURN(AttendWorkspace workspace,
+                      AttendWorkspace::Create(plan, options_.set->head_size()));
+  workspace_ = std::make_unique<AttendWorkspace>(std::move(workspace));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<AttendCase::Result> AttendCase::Run() {
+  Result result{std::vector<uint16_t>(q_.size()), std::vector<float>(rows())};
+  FQ_ASSIGN_OR_RETURN(q_device_, Copy(q_));
+  FQ_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(out_.as<void>(), 0xFF, out_.bytes(), stream_));
+  FQ_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(lse_.as<void>(), 0xFF, lse_.bytes(), stream_));
+  const AttendInputs inputs = {
+      q_device_.as<void>(), pages_.as<uint64_t>(), refinements_.as<uint64_t>(), scale(),
+      out_.as<void>(),      lse_.as<float>()};
+  FQ_RETURN_IF_ERROR(LaunchAttend(*kernel_, *workspace_, inputs, stream_));
+  FQ_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream_));
+  FQ_RETURN_IF_CUDA_ERROR(
+      cudaMemcpy(result.out.data(), out_.as<void>(), out_.bytes(), cudaMemcpyDeviceToHost));
+  FQ_RETURN_IF_CUDA_ERROR(
+      cudaMemcpy(result.lse.data(), lse_.as<void>(), lse_.bytes(), cudaMemcpyDeviceToHost));
+  return result;
+}
+
+AttendCase::Rows AttendCase::DecodedRows(int sequence, int kv_head) const {
+  Rows rows;
+  const int d = options_.set->head_size();
+  for (size_t i = 0; i < sequences_[sequence].size(); ++i) {
+    const Page& page = sequences_[sequence][i];
+    const Slab& slab = slabs_[sequence][i];
+    ReferencePage reference;
+    reference.kind = page.kind;
+    reference.head_size = d;
+    reference.dtype = options_.dtype;
+    reference.sink = page.sink;
+    reference.codec_set = options_.set.get();
+    reference.head = kv_head;
+    size_t primary = 0, refinement = 0;
+    for (int head = 0; head < kv_head; ++head) {
+      const CodecProfile& profile = options_.set->profile(0, head);
+      primary += PageBytes({page.kind, options_.dtype, d, page.sink}, &profile);
+      refinement += PageBytes({PageKind::kRefinement, options_.dtype, d, page.sink}, &profile);
+    }
+    reference.primary = slab.primary.data() + primary;
+    if (page.refined) reference.refinement = slab.refinement.data() + refinement;
+    const std::vector<double> values = ReferenceRows(reference);
+    const auto v = values.begin() + kBlockTokens * d;
+    rows.k.insert(rows.k.end(), values.begin(), values.begin() + page.tokens * d);
+    rows.v.insert(rows.v.end(), v, v + page.tokens * d);
+  }
+  return rows;
+}
+
+AttendedRow AttendCase::Expected(const Rows& rows, int row) const {
+  const int d = options_.set->head_size();
+  std::vector<float> q(d);
+  for (int c = 0; c < d; ++c) q[c] = ElementValue(q_[static_cast<size_t>(row) * d + c]);
+  return AttendReference(rows.k, rows.v, d, q.data(), scale());
+}
+
+}  // namespace fq

@@ -1,0 +1,99 @@
+// An attention call on a GPU over made-up pages, and what it should give in double precision. For
+// tests and benchmarks; not thread-safe.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "kernels/cuda/attend_compile.h"
+#include "kernels/cuda/attend_heads.h"
+#include "kernels/cuda/attend_launch.h"
+#include "kernels/cuda/tables_device.h"
+#include "tests/testing/reference_codec.h"
+
+namespace fq {
+
+// A codec set of one layer with these profiles, one for each kv head.
+std::shared_ptr<const CodecSet> MakeCodecSet(int head_size,
+                                             const std::vector<CodecProfile>& profiles);
+
+// A profile from classes of 16-channel pairs of groups, written as digits: "84222110".
+CodecProfile ProfileOf(const std::string& k, const std::string& v, const std::string& k_refinement,
+                       const std::string& v_refinement);
+
+class AttendCase {
+ public:
+  struct Page {
+    PageKind kind = PageKind::kBase;
+    bool refined = false, sink = false;
+    int tokens = kBlockTokens;
+  };
+  using Sequence = std::vector<Page>;
+
+  struct Options {
+    std::shared_ptr<const CodecSet> set;
+    DType dtype = DType::kF16;
+    int queries_per_kv_head = 8;
+    int queries = 1;       // of each sequence
+    int blocks = 0;        // 0: one for each multiprocessor
+    float q_scale = 1.0f;  // standard deviation of the elements of q
+    uint64_t seed = 1;
+    std::string cache_folder;  // of compiled kernels
+  };
+
+  // Random pages for each sequence, in a random order in memory.
+  static absl::StatusOr<std::unique_ptr<AttendCase>> Create(const Options& options,
+                                                            std::vector<Sequence> sequences);
+  ~AttendCase();
+
+  // One call on a poisoned output: bits of out [rows][d] and lse [rows].
+  struct Result {
+    std::vector<uint16_t> out;
+    std::vector<float> lse;
+    bool operator==(const Result& other) const { return out == other.out && lse == other.lse; }
+  };
+  absl::StatusOr<Result> Run();
+
+  int rows() const;
+  // Row of a query head of a sequence.
+  int RowOf(int sequence, int query, int kv_head, int q_head) const;
+  // Elements of q, [rows][d].
+  std::vector<uint16_t>& q() { return q_; }
+  // K and V rows [tokens][d] of a head of a sequence, as they decode.
+  struct Rows {
+    std::vector<double> k, v;
+  };
+  Rows DecodedRows(int sequence, int kv_head) const;
+  AttendedRow Expected(const Rows& rows, int row) const;
+  float ElementValue(uint16_t bits) const;
+  float scale() const;
+
+ private:
+  struct Slab {
+    std::vector<std::byte> primary, refinement;
+  };
+  AttendCase() = default;
+  void FillSlabs();
+  Slab RandomSlab(const Page& page, uint64_t seed) const;
+  absl::Status Upload();
+  absl::Status Plan();
+
+  Options options_;
+  std::vector<Sequence> sequences_;
+  std::vector<std::vector<Slab>> slabs_;  // [sequence][page]
+  std::vector<uint16_t> q_;
+  std::unique_ptr<TablesDevice> tables_;
+  std::unique_ptr<const AttendKernel> kernel_;
+  std::unique_ptr<AttendWorkspace> workspace_;
+  DeviceBuffer pool_, pages_, refinements_, q_device_, out_, lse_;
+  cudaStream_t stream_ = nullptr;
+};
+
+// The runs of a sequence whose pages are entries `table_begin` and on of the page table.
+std::vector<AttendRun> RunsOf(const AttendCase::Sequence& sequence, int table_begin);
+
+}  // namespace fq
