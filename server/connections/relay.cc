@@ -63,6 +63,7 @@ Milliseconds Relay::Timeout(MonotonicTime now) const {
 void Relay::Wait(MonotonicTime now) {
   short peer_events = 0, node_events = 0;
   if (WantsPeer()) peer_events |= peer_->read_events();
+  if (too_fast_) peer_events |= POLLRDHUP;  // whoever leaves meanwhile needs no answer
   if (!out_.empty()) peer_events |= peer_->write_events();
   if (!in_.ready().empty()) node_events |= POLLOUT;
   if (out_.empty() && !node_ended_) node_events |= POLLIN;
@@ -70,6 +71,7 @@ void Relay::Wait(MonotonicTime now) {
   pollfd polled[] = {{peer_events != 0 ? peer_->fd() : -1, peer_events, 0},
                      {node_events != 0 ? node_ : -1, node_events, 0}};
   if (poll(polled, 2, static_cast<int>(Timeout(now).count())) < 0) polled[0].revents = 0;
+  if (too_fast_ && (polled[0].revents & (POLLRDHUP | POLLHUP | POLLERR)) != 0) peer_gone_ = true;
   peer_readable_ = WantsPeer() && (polled[0].revents != 0 || peer_->has_pending());
   node_readable_ = (polled[1].revents & ~POLLOUT) != 0;
 }

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable, Iterator
 
+import psutil
 import pytest
-from node_process import Node
+from hostile import KEYS, MEMORY_GROWTH_MAX
+from node_process import Node, eventually
+from raw_client import Session
 
 
 @pytest.fixture
@@ -24,3 +27,30 @@ def start_node() -> Iterator[Callable[..., Node]]:
 def node(start_node) -> Node:
     """A node with small limits."""
     return start_node(host_bytes="64MiB")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Node]:
+    """The node that hostile peers of a whole file meet."""
+    node = Node(host_bytes="16MiB", max_segments=4, max_segment_bytes="8MiB").start()
+    yield node
+    node.remove()
+
+
+@pytest.fixture
+def survives(server) -> Iterator[None]:
+    """The node serves as before, with no session, segment or descriptor left over."""
+    process = psutil.Process(server.pid)
+    with server.channel() as channel, Session(channel) as session:
+        session.store(KEYS)
+        assert session.fetch(KEYS) == len(KEYS)
+    eventually(lambda: server.status().sessions == 0, 2, "sessions end")
+    before, memory = process.num_fds(), server.rss_bytes()
+    yield
+    eventually(lambda: server.status().sessions == 0, 3, "sessions end")
+    assert server.process.poll() is None, server.log
+    with server.channel() as channel, Session(channel) as session:
+        assert session.fetch(KEYS) == len(KEYS)
+    eventually(lambda: process.num_fds() <= before + 2, 5, "descriptors are closed")
+    assert server.status().counters["fq_segments"] == 0
+    assert server.rss_bytes() < memory + MEMORY_GROWTH_MAX

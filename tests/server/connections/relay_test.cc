@@ -99,6 +99,19 @@ TEST_F(RelayTest, PeerThatTakesNothing_IsNotHeardAndGivenUp) {
   EXPECT_NE(status.message().find("takes nothing for 300 ms"), absl::string_view::npos) << status;
 }
 
+// A burst that must wait ends with the peer that sent it.
+TEST_F(RelayTest, PeerThatLeavesWhileItMustWait_IsGoneAtOnce) {
+  Start();
+  SendAll(peer_, kHello);
+  std::string resets;
+  for (int i = 0; i < 2000; ++i) resets += std::string("\0\0\4\3\0\0\0\0\1\0\0\0\x08", 13);
+  SendAll(peer_, resets);
+  EXPECT_EQ(Receive(node_, kHello.size() + 1300).size(), kHello.size() + 1300);
+  outer_.second = OwnedFd(-1);
+  EXPECT_TRUE(HangsUp(node_));
+  EXPECT_TRUE(Join().ok());
+}
+
 TEST_F(RelayTest, ToldToHangUp_Ends) {
   Start();
   flags_.hang_up = true;

@@ -1,0 +1,7 @@
+"""What tests with hostile peers share: what lies in the node, and what no peer may change."""
+
+from raw_client import chain
+
+MEMORY_GROWTH_MAX = 64 << 20  # README, Security: whatever peers do, the node takes no more than that
+SEED = 20261124
+KEYS = chain("hostile", 8)
