@@ -56,6 +56,16 @@ const CountedRow kCounted[] = {
     {Metric::kConnectionsRefused, "fq_connections_refused_total", MetricType::Counter,
      "connections", "reason=limit|protocol|flood|timeout|tls",
      "Connections that the node did not take or ended, by reason."},
+    {Metric::kLookupsBelowFloor, "fq_lookups_below_floor_total", MetricType::Counter, "lookups",
+     "profile=near-lossless|compact|universal",
+     "Lookups whose match ended at a block that is held, as this profile, below their floor."},
+    {Metric::kQualitySamples, "fq_quality_samples_total", MetricType::Counter, "blocks",
+     "profile=near-lossless|compact",
+     "Encoded blocks whose error was measured against what their codec set predicts."},
+    {Metric::kBlocksBeyond, "fq_blocks_beyond_calibration_total", MetricType::Counter, "blocks",
+     "operation=store|load;length=calibrated|twice",
+     "Near-lossless and compact blocks that begin beyond the length their codec set was calibrated "
+     "at, or beyond twice that (not counted under calibrated as well)."},
 };
 
 struct SampledRow {
@@ -64,7 +74,16 @@ struct SampledRow {
   const char* unit;
   double (*value)(const NodeSample&);
   const char* help;
+  const char* label = "";  // name=value; rows of one name follow each other
 };
+
+constexpr char kErrorRatioHelp[] =
+    "Error of recent sampled blocks over what their codec set predicts, of the worst namespace; 1 "
+    "is as calibrated, 0 nothing measured or nothing predicted.";
+constexpr char kDriftHelp[] =
+    "1 while the traffic of a namespace does not fit its codec set (--quality-drift-ratio).";
+constexpr char kCodecSetsHelp[] =
+    "Codec sets loaded; without an expected error their traffic is not checked.";
 
 double Of(uint64_t value) { return static_cast<double>(value); }
 
@@ -120,6 +139,22 @@ const SampledRow kSampled[] = {
      "Coded bytes read by recent Load calls per second of their work."},
     {"fq_start_time_seconds", MetricType::Gauge, "seconds",
      [](const NodeSample& s) { return s.start_time_seconds; }, "Start of the node, Unix time."},
+    {"fq_quality_error_ratio", MetricType::Gauge, "measured / predicted error",
+     [](const NodeSample& s) { return s.near_lossless_error_ratio; }, kErrorRatioHelp,
+     "profile=near-lossless"},
+    {"fq_quality_error_ratio", MetricType::Gauge, "measured / predicted error",
+     [](const NodeSample& s) { return s.compact_error_ratio; }, kErrorRatioHelp, "profile=compact"},
+    {"fq_quality_drift", MetricType::Gauge, "",
+     [](const NodeSample& s) { return s.near_lossless_drift; }, kDriftHelp,
+     "profile=near-lossless"},
+    {"fq_quality_drift", MetricType::Gauge, "", [](const NodeSample& s) { return s.compact_drift; },
+     kDriftHelp, "profile=compact"},
+    {"fq_codec_sets", MetricType::Gauge, "codec sets",
+     [](const NodeSample& s) { return s.checked_codec_sets; }, kCodecSetsHelp,
+     "expected_error=present"},
+    {"fq_codec_sets", MetricType::Gauge, "codec sets",
+     [](const NodeSample& s) { return s.unchecked_codec_sets; }, kCodecSetsHelp,
+     "expected_error=absent"},
 };
 
 const prometheus::Histogram::BucketBoundaries kSeconds = {
@@ -150,10 +185,13 @@ std::vector<LabelledSeries> SeriesOf(const CountedRow& row) {
 
 const CountedRow& RowOf(Metric metric) { return kCounted[static_cast<size_t>(metric)]; }
 
-prometheus::MetricFamily SampledFamily(const SampledRow& row, const NodeSample& sample) {
+prometheus::ClientMetric SampledMetric(const SampledRow& row, const NodeSample& sample) {
   prometheus::ClientMetric metric;
   (row.kind == MetricType::Counter ? metric.counter.value : metric.gauge.value) = row.value(sample);
-  return {row.name, row.help, row.kind, {metric}};
+  if (*row.label == '\0') return metric;
+  std::pair<std::string, std::string> label = absl::StrSplit(row.label, '=');
+  metric.label = {{label.first, label.second}};
+  return metric;
 }
 
 prometheus::MetricFamily BuildInfo() {
@@ -200,7 +238,12 @@ void Metrics::Add(Metric metric, std::initializer_list<absl::string_view> labels
 std::vector<prometheus::MetricFamily> Metrics::Collect() const {
   std::vector<prometheus::MetricFamily> families = registry_.Collect();
   NodeSample sample = sample_ ? sample_() : NodeSample{};
-  for (const SampledRow& row : kSampled) families.push_back(SampledFamily(row, sample));
+  for (const SampledRow& row : kSampled) {
+    if (families.empty() || families.back().name != row.name) {
+      families.push_back({row.name, row.help, row.kind, {}});
+    }
+    families.back().metric.push_back(SampledMetric(row, sample));
+  }
   families.push_back(BuildInfo());
   return families;
 }

@@ -23,19 +23,22 @@ namespace fq {
 
 // Rows of the table that are counted where things happen.
 enum class Metric {
-  kRequests,         // method, code
-  kRequestSeconds,   // method
-  kBlocksStored,     // profile, result
-  kBlocksLoaded,     // profile
-  kBlocksMissed,     // reason
-  kLookupBlocks,     // result
-  kAttendBlocks,     //
-  kRawBytes,         // direction
-  kCodedBytes,       // direction
-  kTailRefinements,  //
-  kSegmentRequests,  // operation, result
-  kLeasesExpired,    //
+  kRequests,            // method, code
+  kRequestSeconds,      // method
+  kBlocksStored,        // profile, result
+  kBlocksLoaded,        // profile
+  kBlocksMissed,        // reason
+  kLookupBlocks,        // result
+  kAttendBlocks,        //
+  kRawBytes,            // direction
+  kCodedBytes,          // direction
+  kTailRefinements,     //
+  kSegmentRequests,     // operation, result
+  kLeasesExpired,       //
   kConnectionsRefused,  // reason
+  kLookupsBelowFloor,   // profile
+  kQualitySamples,      // profile
+  kBlocksBeyond,        // operation, length
 };
 
 // What is read off the node when somebody asks.
@@ -44,6 +47,9 @@ struct NodeSample {
   double connections = 0, sessions = 0, leases = 0, namespaces = 0, segments = 0;
   double queued_calls = 0, running_calls = 0, draining = 0;
   double encode_bytes_per_second = 0, decode_bytes_per_second = 0;
+  double near_lossless_error_ratio = 0, compact_error_ratio = 0;  // 0: nothing measured
+  double near_lossless_drift = 0, compact_drift = 0;              // 0 or 1
+  double checked_codec_sets = 0, unchecked_codec_sets = 0;
   double start_time_seconds = 0;
 };
 

@@ -60,8 +60,9 @@ absl::StatusOr<std::shared_ptr<const SlabSpace>> NamespaceRegistry::Open(
   }
   FQ_ASSIGN_OR_RETURN(auto codec,
                       SlabCodec::Create(ShapeOf(descriptor, range), entry->codec_set, backend_));
-  auto space = std::make_shared<const SlabSpace>(SlabSpace{
-      tenant, name, entry->fingerprint, ++last_scope_, entry->codec_set, std::move(codec)});
+  auto space = std::make_shared<const SlabSpace>(SlabSpace{tenant, name, entry->fingerprint,
+                                                           ++last_scope_, entry->codec_set,
+                                                           std::move(codec), entry->quality});
   entry->spaces.emplace(range, space);
   return space;
 }
@@ -100,7 +101,8 @@ bool NamespaceRegistry::Entry::InUse() const {
 
 absl::StatusOr<NamespaceRegistry::Entry> NamespaceRegistry::MakeEntry(
     const Descriptor& descriptor) const {
-  Entry entry{descriptor, FingerprintOf(descriptor), nullptr, {}, 0};
+  Entry entry{
+      descriptor, FingerprintOf(descriptor), nullptr, std::make_shared<NamespaceQuality>(), {}, 0};
   if (descriptor.codec_set_id.empty()) return entry;
   std::vector<std::string> loaded;
   for (const auto& set : codec_sets_) {
@@ -122,7 +124,7 @@ absl::StatusOr<std::vector<NamespaceView>> NamespaceRegistry::List(const std::st
   std::vector<NamespaceView> views;
   for (const auto& [key, entry] : entries_) {
     if (key.first != tenant || (!name.empty() && key.second != name)) continue;
-    NamespaceView view{key.second, entry.descriptor, entry.codec_set, {}};
+    NamespaceView view{key.second, entry.descriptor, entry.codec_set, entry.quality, {}};
     for (const auto& [range, space] : entry.spaces) view.spaces.push_back(space);
     views.push_back(std::move(view));
   }
@@ -135,6 +137,25 @@ absl::StatusOr<std::vector<NamespaceView>> NamespaceRegistry::List(const std::st
 size_t NamespaceRegistry::size() const {
   absl::MutexLock lock(&mutex_);
   return entries_.size();
+}
+
+ProfileQuality NamespaceRegistry::WorstQuality(Profile profile) const {
+  absl::MutexLock lock(&mutex_);
+  ProfileQuality worst;
+  for (const auto& [name, entry] : entries_) {
+    const ProfileQuality one = entry.quality->Of(profile);
+    worst.samples += one.samples;
+    worst.error_ratio = std::max(worst.error_ratio, one.error_ratio);
+    worst.drift |= one.drift;
+  }
+  return worst;
+}
+
+size_t NamespaceRegistry::CodecSets(bool with_expected_error) const {
+  return static_cast<size_t>(
+      std::count_if(codec_sets_.begin(), codec_sets_.end(), [&](const auto& set) {
+        return set->expected_error().compact.empty() != with_expected_error;
+      }));
 }
 
 }  // namespace fq

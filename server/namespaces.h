@@ -17,6 +17,7 @@
 #include "kernels/codec_set.h"
 #include "kernels/slab.h"
 #include "server/descriptor.h"
+#include "server/namespace_quality.h"
 
 namespace fq {
 
@@ -28,7 +29,8 @@ struct SlabSpace {
   uint64_t scope = 0;  // of its keys in the store
   std::shared_ptr<const CodecSet>
       codec_set;  // null: exact and universal only; the registry holds it too
-  std::shared_ptr<const SlabCodec> codec;  // of this space alone
+  std::shared_ptr<const SlabCodec> codec;     // of this space alone
+  std::shared_ptr<NamespaceQuality> quality;  // of the namespace: its other ranges hold it too
 
   const SlabShape& shape() const { return codec->shape(); }
 };
@@ -52,6 +54,7 @@ struct NamespaceView {
   std::string name;
   Descriptor descriptor;
   std::shared_ptr<const CodecSet> codec_set;  // null without one
+  std::shared_ptr<const NamespaceQuality> quality;
   std::vector<std::shared_ptr<const SlabSpace>> spaces;
 };
 
@@ -76,11 +79,18 @@ class NamespaceRegistry {
 
   size_t size() const;
 
+  // The worst of all namespaces: samples of all, the largest ratio, and whether any drifts.
+  ProfileQuality WorstQuality(Profile profile) const;
+
+  // Loaded codec sets that predict their error, or that do not.
+  size_t CodecSets(bool with_expected_error) const;
+
  private:
   struct Entry {
     Descriptor descriptor;
     Fingerprint fingerprint{};
     std::shared_ptr<const CodecSet> codec_set;
+    std::shared_ptr<NamespaceQuality> quality;
     std::map<Range, std::shared_ptr<const SlabSpace>> spaces;
     uint64_t last_opened = 0;  // in opens of the registry
     bool InUse() const;        // by a session or a call

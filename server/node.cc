@@ -54,7 +54,8 @@ Node::Node(const Options& options, NodeParts parts, std::unique_ptr<Store> store
           std::move(parts.codec_sets), CpuBackend())),
       sessions_(std::make_unique<SessionRegistry>(SessionLimitsOf(options), parts.clock)),
       workers_(std::make_unique<WorkerPool>(WorkersOf(options), options.queue_depth)),
-      page_path_(std::make_unique<PagePath>(store_.get(), workers_.get(), &metrics_)),
+      quality_({options.quality_sample, options.quality_drift_ratio}, &metrics_, log_, parts.clock),
+      page_path_(std::make_unique<PagePath>(store_.get(), workers_.get(), &metrics_, &quality_)),
       start_time_seconds_(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch())) {
   metrics_.SetSampler([this] { return Sample(); });
   expirer_ = std::thread([this] { ExpireLeasesUntilStopped(); });
@@ -84,6 +85,14 @@ NodeSample Node::Sample() {
   sample.draining = draining_ ? 1 : 0;
   sample.encode_bytes_per_second = page_path_->encode_rate().bytes_per_second();
   sample.decode_bytes_per_second = page_path_->decode_rate().bytes_per_second();
+  const ProfileQuality near_lossless = namespaces_->WorstQuality(Profile::kNearLossless);
+  const ProfileQuality compact = namespaces_->WorstQuality(Profile::kCompact);
+  sample.near_lossless_error_ratio = near_lossless.error_ratio;
+  sample.compact_error_ratio = compact.error_ratio;
+  sample.near_lossless_drift = near_lossless.drift;
+  sample.compact_drift = compact.drift;
+  sample.checked_codec_sets = static_cast<double>(namespaces_->CodecSets(true));
+  sample.unchecked_codec_sets = static_cast<double>(namespaces_->CodecSets(false));
   sample.start_time_seconds = start_time_seconds_;
   absl::MutexLock lock(&mutex_);
   sample.running_calls = running_calls_;

@@ -18,6 +18,7 @@
 #include "server/namespaces.h"
 #include "server/options.h"
 #include "server/page_path.h"
+#include "server/quality_watch.h"
 #include "server/sessions.h"
 #include "server/store/store.h"
 #include "server/workers.h"
@@ -73,6 +74,7 @@ class Node {
   const std::unique_ptr<NamespaceRegistry> namespaces_;
   const std::unique_ptr<SessionRegistry> sessions_;
   std::unique_ptr<WorkerPool> workers_;  // after what its jobs use
+  QualityWatch quality_;
   const std::unique_ptr<PagePath> page_path_;
   const double start_time_seconds_;
   std::atomic<bool> draining_{false};

@@ -40,6 +40,11 @@ void ForEachOption(O& o, Visitor&& visit) {
   visit("codec-set", o.codec_sets,
         "codec-set file (.fqcs); may be repeated, or a list with commas");
   visit("host-bytes", o.host_bytes, "memory for slabs, e.g. 4GiB");
+  visit("quality-sample", o.quality_sample,
+        "measure the error of one encoded block in so many against what its codec set predicts; "
+        "0: none");
+  visit("quality-drift-ratio", o.quality_drift_ratio,
+        "measured over predicted error from which traffic does not fit its codec set");
   visit("workers", o.workers, "threads that encode and decode; 0: one per processor");
   visit("queue-depth", o.queue_depth, "calls that may wait for a worker");
   visit(
@@ -89,6 +94,9 @@ class OptionAdder {
     app_.add_option("--" + name, field, Help(name, help))->delimiter(',')->take_all();
   }
   void operator()(const std::string& name, uint32_t& field, const char* help) const {
+    Finish(app_.add_option("--" + name, field, help), name);
+  }
+  void operator()(const std::string& name, double& field, const char* help) const {
     Finish(app_.add_option("--" + name, field, help), name);
   }
   void operator()(const std::string& name, uint64_t& field, const char* help) const {
@@ -254,6 +262,8 @@ absl::Status CheckBetween(absl::string_view option, T value, T least, T most) {
 absl::Status CheckNumbers(const Options& o) {
   FQ_RETURN_IF_ERROR(
       CheckBetween<uint64_t>("host-bytes", o.host_bytes, 1 << 20, uint64_t{1} << 46));
+  FQ_RETURN_IF_ERROR(CheckBetween("quality-sample", o.quality_sample, 0u, 1'000'000'000u));
+  FQ_RETURN_IF_ERROR(CheckBetween("quality-drift-ratio", o.quality_drift_ratio, 1.05, 10.0));
   FQ_RETURN_IF_ERROR(CheckBetween("workers", o.workers, 0u, 1024u));
   FQ_RETURN_IF_ERROR(CheckBetween("queue-depth", o.queue_depth, 1u, 1u << 16));
   FQ_RETURN_IF_ERROR(CheckBetween("max-connections", o.max_connections, 1u, 1u << 14));
@@ -337,7 +347,8 @@ struct ConfigPrinter {
   void operator()(const char* name, const std::string& value, const char*) const {
     absl::StrAppend(&text, name, " = \"", value, "\"\n");
   }
-  void operator()(const char* name, uint64_t value, const char*) const {
+  template <typename Number>
+  void operator()(const char* name, Number value, const char*) const {
     absl::StrAppend(&text, name, " = ", value, "\n");
   }
   void operator()(const char* name, const std::vector<std::string>& values, const char*) const {

@@ -25,6 +25,10 @@ struct Options {
   std::vector<std::string> codec_sets;  // .fqcs files
   uint64_t host_bytes = uint64_t{4} << 30;
 
+  // Quality (P7).
+  uint32_t quality_sample = 64;      // measure one block in so many; 0: none
+  double quality_drift_ratio = 1.5;  // of measured to predicted error
+
   // Limits.
   uint32_t workers = 0;  // 0: one per processor
   uint32_t queue_depth = 256;

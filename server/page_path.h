@@ -15,6 +15,7 @@
 #include "server/metrics.h"
 #include "server/namespaces.h"
 #include "server/page_layout.h"
+#include "server/profile_name.h"
 #include "server/rate_meter.h"
 #include "server/store/store.h"
 #include "server/workers.h"
@@ -79,14 +80,13 @@ Profile DeliveredProfile(const Pin& pin);
 // Bytes of all extents of these blocks, as LoadEncoded would send them.
 uint64_t EncodedBytes(const LeasedBlocks& blocks);
 
-// "exact", "near-lossless", "compact", "universal".
-const char* ProfileName(Profile profile);
+class QualityWatch;
 
 class PagePath {
  public:
   // Keeps the pointers.
-  PagePath(Store* store, WorkerPool* workers, Metrics* metrics)
-      : store_(store), workers_(workers), metrics_(metrics) {}
+  PagePath(Store* store, WorkerPool* workers, Metrics* metrics, QualityWatch* quality)
+      : store_(store), workers_(workers), metrics_(metrics), quality_(quality) {}
 
   // One outcome per key. FailedPrecondition: the profile needs a codec set. Errors of `context`:
   // blocks published until then stay.
@@ -122,6 +122,8 @@ class PagePath {
   void TouchBackwards(const SlabSpace& space, absl::Span<const BlockKey> keys);
   void DropRefinementsBehindTail(const SlabSpace& space, const StoreCall& call,
                                  absl::Span<const BlockOutcome> outcomes);
+  // Counts a block that was delivered.
+  void CountLoaded(const SlabSpace& space, const Pin& pin, Profile delivered);
   BlockOutcome LoadBlock(const SlabSpace& space, const LeasedBlocks& blocks, size_t i,
                          absl::Span<const TargetPage> pages);
   void DropFailed(const Pin& pin);
@@ -129,6 +131,7 @@ class PagePath {
   Store* const store_;
   WorkerPool* const workers_;
   Metrics* const metrics_;
+  QualityWatch* const quality_;
   RateMeter encode_rate_, decode_rate_;
 };
 

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "kernels/base/status_macros.h"
 #include "server/page_path.h"
+#include "server/quality_watch.h"
 
 namespace fq {
 namespace {
@@ -89,7 +90,10 @@ LookupResult PagePath::Lookup(const SlabSpace& space, const LookupCall& call) {
     Pin pin = store_->Find({space.scope, call.keys[i]});
     if (!pin || pin.tag().block_index != i) break;
     const Profile delivered = DeliveredProfile(pin);
-    if (Rank(delivered) < Rank(call.floor)) break;
+    if (Rank(delivered) < Rank(call.floor)) {
+      metrics_->Add(Metric::kLookupsBelowFloor, {ProfileName(delivered)}, 1);
+      break;
+    }
     result.profiles.push_back(delivered);
     result.pins.push_back(std::move(pin));
   }
@@ -135,10 +139,15 @@ BlockOutcome PagePath::LoadBlock(const SlabSpace& space, const LeasedBlocks& blo
     DropFailed(pin);
     return BlockOutcome::kMiss;
   }
-  metrics_->Add(Metric::kBlocksLoaded, {ProfileName(delivered)}, 1);
+  CountLoaded(space, pin, delivered);
   metrics_->Add(Metric::kRawBytes, {"load"}, static_cast<double>(DenseBlockBytes(space.shape())));
   metrics_->Add(Metric::kCodedBytes, {"load"}, static_cast<double>(CodedBytes(pin)));
   return BlockOutcome::kOk;
+}
+
+void PagePath::CountLoaded(const SlabSpace& space, const Pin& pin, Profile delivered) {
+  metrics_->Add(Metric::kBlocksLoaded, {ProfileName(delivered)}, 1);
+  quality_->CountLength(space, delivered, pin.tag().block_index, QualityWatch::Direction::kLoad);
 }
 
 absl::StatusOr<InlineBlocks> PagePath::LoadInline(const CallContext& context,
@@ -176,7 +185,7 @@ absl::StatusOr<InlineBlocks> PagePath::LoadEncoded(const CallContext& context,
       result.refinement_sizes.back() = pin.refinement().size();
       AppendExtent(pin.primary(), result);
       if (!pin.refinement().empty()) AppendExtent(pin.refinement(), result);
-      metrics_->Add(Metric::kBlocksLoaded, {ProfileName(DeliveredProfile(pin))}, 1);
+      CountLoaded(space, pin, DeliveredProfile(pin));
     }
   }
   return result;

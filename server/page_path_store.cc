@@ -6,6 +6,7 @@
 #include "absl/status/status.h"
 #include "kernels/base/status_macros.h"
 #include "server/page_path.h"
+#include "server/quality_watch.h"
 
 namespace fq {
 namespace {
@@ -33,20 +34,6 @@ const char* ResultName(BlockOutcome outcome) {
 }
 
 }  // namespace
-
-const char* ProfileName(Profile profile) {
-  switch (profile) {
-    case Profile::kExact:
-      return "exact";
-    case Profile::kNearLossless:
-      return "near-lossless";
-    case Profile::kCompact:
-      return "compact";
-    case Profile::kUniversal:
-      return "universal";
-  }
-  return "unknown";
-}
 
 absl::StatusOr<std::vector<BlockOutcome>> PagePath::StoreBlocks(const CallContext& context,
                                                                 const SlabSpace& space,
@@ -91,8 +78,11 @@ absl::StatusOr<BlockOutcome> PagePath::StoreBlock(const SlabSpace& space, const 
   auto pages = SourcePages(call.pages.layout, call.pages.places[i], space.shape(), call.memory);
   FQ_RETURN_IF_ERROR(
       space.codec->Encode(kind, id, pages, reservation->primary(), reservation->refinement()));
-  std::move(*reservation).Publish();
   encode_rate_.Add(primary_bytes + refinement_bytes, SteadyNow() - begin);
+  quality_->MeasureEncoded(space, call.profile,
+                           {id, reservation->primary(), reservation->refinement()}, pages);
+  quality_->CountLength(space, call.profile, index, QualityWatch::Direction::kStore);
+  std::move(*reservation).Publish();
   metrics_->Add(Metric::kRawBytes, {"store"}, static_cast<double>(DenseBlockBytes(space.shape())));
   metrics_->Add(Metric::kCodedBytes, {"store"},
                 static_cast<double>(primary_bytes + refinement_bytes));

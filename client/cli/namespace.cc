@@ -21,7 +21,36 @@ Json LossJson(const client::Loss& loss) {
   return {{"perplexity_excess_percent", loss.perplexity_excess_percent},
           {"standard_error_percent", loss.standard_error_percent},
           {"kl_divergence", loss.kl_divergence},
-          {"bits_per_value", loss.bits_per_value}};
+          {"top1_agreement_percent", loss.top1_agreement_percent},
+          {"bits_per_value", loss.bits_per_value},
+          {"tokens", loss.tokens},
+          {"text", loss.text}};
+}
+
+Json LossByLengthJson(const client::NamespaceInfo& info) {
+  Json rows = Json::array();
+  for (const client::LossAtLength& entry : info.loss_by_length) {
+    Json row = {{"profile", entry.profile}};
+    row.update(LossJson(entry.loss));
+    rows.push_back(row);
+  }
+  return rows;
+}
+
+// By profile; null in place of a ratio that the node does not know.
+Json QualityJson(const client::NamespaceInfo& info) {
+  Json result = Json::object();
+  for (const client::MeasuredQuality& one : info.quality) {
+    const char* state = !info.has_expected_error ? "no expectation in the codec set"
+                        : one.samples == 0       ? "no sample yet"
+                        : one.drift              ? "drift"
+                                                 : "as calibrated";
+    result[one.profile] = {{"state", state},
+                           {"error_ratio", one.samples == 0 ? Json() : Json(one.error_ratio)},
+                           {"samples", one.samples},
+                           {"drift", one.drift}};
+  }
+  return result;
 }
 
 Json DescriptorJson(const client::Descriptor& d) {
@@ -63,6 +92,8 @@ absl::StatusOr<ExitCode> RunShow(Command& command, NamespaceFlags& flags) {
   if (info.near_lossless) loss["near-lossless"] = LossJson(*info.near_lossless);
   if (info.compact) loss["compact"] = LossJson(*info.compact);
   result["measured_loss"] = loss;
+  result["loss_by_length"] = LossByLengthJson(info);
+  result["quality"] = QualityJson(info);
   command.Show(result);
   return ExitCode::kOk;
 }
@@ -88,7 +119,8 @@ void AddNamespace(CLI::App& app, Command& command) {
   AddVerb(verb, command, "list", "All namespaces (RPC Admin.Namespaces)", flags, RunList);
   CLI::App& show = AddVerb(
       verb, command, "show",
-      "One namespace, with the loss that its codec set was measured at (RPC Admin.Namespaces)",
+      "One namespace: the loss that its codec set was measured at, and the error of what the node "
+      "encoded lately over what the codec set predicts (RPC Admin.Namespaces)",
       flags, RunShow);
   show.add_option("NAME", flags->name)->required();
   CLI::App& purge =

@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "client/cpp/blocks.h"
 #include "client/cpp/keys.h"
@@ -30,6 +31,23 @@ struct Loss {
   double standard_error_percent = 0;
   double kl_divergence = 0;
   double bits_per_value = 0;
+  double top1_agreement_percent = 0;
+  uint64_t tokens = 0;  // length of the measured documents
+  std::string text;     // what it was measured on
+};
+
+// The same at another length than the calibrated one.
+struct LossAtLength {
+  std::string profile;
+  Loss loss;
+};
+
+// Error of what a node encoded lately, against what the codec set predicts.
+struct MeasuredQuality {
+  std::string profile;
+  uint64_t samples = 0;    // blocks measured
+  double error_ratio = 0;  // measured / predicted; 1: as calibrated; 0: no sample yet
+  bool drift = false;      // traffic does not fit the codec set
 };
 
 struct NamespaceInfo {
@@ -43,6 +61,9 @@ struct NamespaceInfo {
   std::optional<Loss> near_lossless;
   uint32_t calibrated_tokens = 0;
   std::map<std::string, uint64_t> blocks_by_profile;
+  std::vector<LossAtLength> loss_by_length;
+  bool has_expected_error = false;  // false: the codec set predicts nothing, so nothing is checked
+  std::vector<MeasuredQuality> quality;
 };
 
 struct Verified {

@@ -20,8 +20,13 @@ absl::Status CopyId(const char* field, const std::string& from, std::array<uint8
 }
 
 Loss FromWire(const wire::NamespaceInfo::Loss& loss) {
-  return {loss.perplexity_excess_percent(), loss.standard_error_percent(), loss.kl_divergence(),
-          loss.bits_per_value()};
+  return {loss.perplexity_excess_percent(),
+          loss.standard_error_percent(),
+          loss.kl_divergence(),
+          loss.bits_per_value(),
+          loss.top1_agreement_percent(),
+          loss.tokens(),
+          loss.text()};
 }
 
 void ToWire(const Descriptor& from, wire::NamespaceDescriptor& to) {
@@ -162,6 +167,13 @@ NamespaceInfo FromWire(const wire::NamespaceInfo& from) {
   if (from.has_near_lossless()) to.near_lossless = FromWire(from.near_lossless());
   to.calibrated_tokens = from.calibrated_tokens();
   to.blocks_by_profile.insert(from.blocks_by_profile().begin(), from.blocks_by_profile().end());
+  for (const auto& entry : from.loss_by_length()) {
+    to.loss_by_length.push_back({entry.profile(), FromWire(entry.loss())});
+  }
+  to.has_expected_error = from.has_expected_error();
+  for (const auto& one : from.quality()) {
+    to.quality.push_back({one.profile(), one.samples(), one.error_ratio(), one.drift()});
+  }
   return to;
 }
 

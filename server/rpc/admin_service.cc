@@ -23,6 +23,31 @@ void FillLoss(const MeasuredLoss& loss, wire::NamespaceInfo::Loss& message) {
   message.set_standard_error_percent(loss.standard_error_percent);
   message.set_kl_divergence(loss.kl_divergence);
   message.set_bits_per_value(loss.bits_per_value);
+  message.set_top1_agreement_percent(loss.top1_agreement_percent);
+  message.set_tokens(static_cast<uint64_t>(loss.tokens));
+  message.set_text(loss.text);
+}
+
+// What the codec set says it costs, and what the node has measured of it.
+void FillQuality(const NamespaceView& view, wire::NamespaceInfo& info) {
+  const CodecSet& set = *view.codec_set;
+  FillLoss(set.compact_loss(), *info.mutable_compact());
+  FillLoss(set.near_lossless_loss(), *info.mutable_near_lossless());
+  info.set_calibrated_tokens(static_cast<uint32_t>(set.calibrated_tokens()));
+  for (const LossAtLength& entry : set.loss_by_length()) {
+    wire::NamespaceInfo::LossAtLength& message = *info.add_loss_by_length();
+    message.set_profile(entry.profile);
+    FillLoss(entry.loss, *message.mutable_loss());
+  }
+  info.set_has_expected_error(!set.expected_error().compact.empty());
+  for (Profile profile : kCalibratedProfiles) {
+    const ProfileQuality measured = view.quality->Of(profile);
+    wire::NamespaceInfo::Quality& message = *info.add_quality();
+    message.set_profile(ProfileName(profile));
+    message.set_samples(measured.samples);
+    message.set_error_ratio(measured.error_ratio);
+    message.set_drift(measured.drift);
+  }
 }
 
 std::vector<SlabKey> KeysOf(Store& store, const SlabSpace& space) {
@@ -128,11 +153,7 @@ absl::Status AdminService::FillInfo(const CallContext& call, const NamespaceView
   FillDescriptor(view.descriptor, *info.mutable_namespace_descriptor());
   const Fingerprint fingerprint = FingerprintOf(view.descriptor);
   info.set_fingerprint(std::string(fingerprint.begin(), fingerprint.end()));
-  if (view.codec_set != nullptr) {
-    FillLoss(view.codec_set->compact_loss(), *info.mutable_compact());
-    FillLoss(view.codec_set->near_lossless_loss(), *info.mutable_near_lossless());
-    info.set_calibrated_tokens(static_cast<uint32_t>(view.codec_set->calibrated_tokens()));
-  }
+  if (view.codec_set != nullptr) FillQuality(view, info);
   for (const auto& space : view.spaces) {
     for (const SlabKey& key : KeysOf(node_->store(), *space)) {
       FQ_RETURN_IF_ERROR(call.Check());

@@ -58,7 +58,20 @@ std::vector<std::byte> WithWords(const uint8_t* data, size_t size) {
   return file;
 }
 
+void UseQuality(const fq::CodecSet& set) {
+  const size_t sides = 2 * static_cast<size_t>(set.layers()) * static_cast<size_t>(set.kv_heads());
+  for (const auto* errors : {&set.expected_error().compact, &set.expected_error().near_lossless}) {
+    Require(errors->empty() || errors->size() == sides);
+    for (double error : *errors) Require(std::isfinite(error) && error >= 0);
+  }
+  for (const fq::LossAtLength& entry : set.loss_by_length()) {
+    Require(entry.profile == "compact" || entry.profile == "near-lossless");
+    Require(std::isfinite(entry.loss.perplexity_excess_percent) && entry.loss.tokens >= 0);
+  }
+}
+
 void UseAll(const fq::CodecSet& set) {
+  UseQuality(set);
   for (int layer = 0; layer < set.layers(); ++layer) {
     for (int head = 0; head < set.kv_heads(); ++head) {
       const size_t groups = static_cast<size_t>(set.head_size() / 8);

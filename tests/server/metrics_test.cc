@@ -14,6 +14,9 @@ TEST(Metrics, AllSeries_ExistFromTheStart) {
        {"fq_requests_total{code=\"OK\",method=\"Store\"}", "fq_leases", "fq_store_used_bytes",
         "fq_blocks_missed_total{reason=\"check_failed\"}", "fq_evicted_blocks_total",
         "fq_request_duration_seconds_count{method=\"Load\"}",
+        "fq_quality_error_ratio{profile=\"compact\"}",
+        "fq_quality_drift{profile=\"near-lossless\"}", "fq_codec_sets{expected_error=\"absent\"}",
+        "fq_blocks_beyond_calibration_total{length=\"twice\",operation=\"load\"}",
         "fq_build_info{version=\"" FQ_VERSION "\"}"}) {
     EXPECT_EQ(values.count(name), 1u) << name;
   }
@@ -58,9 +61,12 @@ TEST(Metrics, Sampler_IsAskedEachTime) {
     NodeSample sample;
     sample.leases = leases;
     sample.store.evicted_slabs = 7;
+    sample.compact_drift = 1;
     return sample;
   });
   EXPECT_EQ(metrics.Values()["fq_leases"], 1);
+  EXPECT_EQ(metrics.Values()["fq_quality_drift{profile=\"compact\"}"], 1);
+  EXPECT_EQ(metrics.Values()["fq_quality_drift{profile=\"near-lossless\"}"], 0);
   leases = 2;
   EXPECT_EQ(metrics.Values()["fq_leases"], 2);
   EXPECT_EQ(metrics.Values()["fq_evicted_blocks_total"], 7);

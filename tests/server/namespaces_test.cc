@@ -49,6 +49,24 @@ TEST_F(NamespaceRegistryTest, OtherDescriptor_IsRefusedButOtherTenantsMayHaveIt)
   EXPECT_TRUE(registry_.Open("u", "n", coded_, kWhole).ok());
 }
 
+TEST_F(NamespaceRegistryTest, Quality_IsOfTheNamespaceAndTheWorstOfAll) {
+  const auto whole = *registry_.Open("t", "n", coded_, kWhole);
+  const auto part = *registry_.Open("t", "n", coded_, {0, 1, 0, 2});
+  const auto other = *registry_.Open("u", "n", coded_, kWhole);
+  EXPECT_EQ(whole->quality, part->quality);
+  EXPECT_NE(whole->quality, other->quality);
+  for (int i = 0; i < 10; ++i) {
+    whole->quality->Add(Profile::kCompact, 1, 1.5);
+    other->quality->Add(Profile::kCompact, 3, 1.5);
+  }
+  const ProfileQuality worst = registry_.WorstQuality(Profile::kCompact);
+  EXPECT_EQ(worst.samples, 20u);
+  EXPECT_NEAR(worst.error_ratio, 3, 1e-12);
+  EXPECT_TRUE(worst.drift);
+  EXPECT_EQ(registry_.WorstQuality(Profile::kNearLossless).samples, 0u);
+  EXPECT_EQ((*registry_.List("t", "n"))[0].quality, whole->quality);
+}
+
 TEST_F(NamespaceRegistryTest, CodecSet_MustBeLoadedAndFit) {
   EXPECT_EQ((*registry_.Open("t", "n", coded_, kWhole))->codec_set, set_);
   Descriptor unknown = coded_;

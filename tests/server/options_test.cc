@@ -59,7 +59,8 @@ TEST(Options, CodecSets_RepeatOrList) {
 TEST(Options, PrintConfig_ReadsBackTheSame) {
   const TempFolder folder;
   auto line = ParseCommandLine(
-      {"--print-config", "--host-bytes=5GiB", "--codec-set=a,b", "--metrics-listen=", "--tenant=t"},
+      {"--print-config", "--host-bytes=5GiB", "--codec-set=a,b", "--metrics-listen=", "--tenant=t",
+       "--quality-drift-ratio=1.75", "--quality-sample=0"},
       {});
   ASSERT_TRUE(line.ok()) << line.status();
   EXPECT_EQ(line->action, Action::kPrintConfig);
@@ -105,6 +106,11 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{{"--host-bytes=5"}, {"host-bytes", "5", "1048576"}},
         Refused{{"--host-bytes=-1"}, {"host-bytes", "-1"}},
         Refused{{"--host-bytes=1e400"}, {"host-bytes", "1e400"}},
+        Refused{{"--quality-sample=1000000001"}, {"quality-sample", "1000000001", "1000000000"}},
+        Refused{{"--quality-sample=-1"}, {"quality-sample", "-1"}},
+        Refused{{"--quality-drift-ratio=1"}, {"quality-drift-ratio", "1", "1.05"}},
+        Refused{{"--quality-drift-ratio=10.5"}, {"quality-drift-ratio", "10.5", "10"}},
+        Refused{{"--quality-drift-ratio=nan"}, {"quality-drift-ratio", "nan"}},
         Refused{{"--workers=1025"}, {"workers", "1025", "1024"}},
         Refused{{"--workers=-1"}, {"workers", "-1"}}, Refused{{"--workers=x"}, {"workers", "x"}},
         Refused{{"--workers"}, {"workers"}},

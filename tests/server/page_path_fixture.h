@@ -2,8 +2,10 @@
 #pragma once
 
 #include <gtest/gtest.h>
+#include <spdlog/sinks/ostream_sink.h>
 
 #include <memory>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,7 +13,8 @@
 #include "kernels/backend.h"
 #include "server/namespaces.h"
 #include "server/page_path.h"
-#include "tests/testing/codec_set_builder.h"
+#include "server/quality_watch.h"
+#include "tests/testing/measured_codec_set.h"
 #include "tests/testing/running_node.h"
 
 namespace fq {
@@ -19,7 +22,7 @@ namespace fq {
 class PagePathTest : public testing::Test {
  protected:
   PagePathTest()
-      : set_(*CodecSet::Parse(BuildCodecSet(kTestLayers, kTestHeads, kTestHeadSize, 1))),
+      : set_(MeasuredSet()),
         registry_({4, 4}, {set_}, ScalarBackend()),
         store_(*Store::Create({8 << 20, 1})) {
     Descriptor d;
@@ -29,6 +32,13 @@ class PagePathTest : public testing::Test {
     d.head_size = kTestHeadSize;
     d.codec_set_id = std::string(set_->id().begin(), set_->id().end());
     space_ = *registry_.Open("t", "n", d, {0, kTestLayers, 0, kTestHeads});
+  }
+
+  // One for all tests: measuring takes half a second.
+  static std::shared_ptr<const CodecSet> MeasuredSet() {
+    static const auto* const set = new std::shared_ptr<const CodecSet>(
+        *CodecSet::Parse(BuildMeasuredCodecSet(kTestLayers, kTestHeads, kTestHeadSize, 1)));
+    return *set;
   }
 
   static BlockKey Key(uint8_t name) {
@@ -91,7 +101,13 @@ class PagePathTest : public testing::Test {
   std::unique_ptr<Store> store_;
   WorkerPool workers_{2, 64};
   Metrics metrics_;
-  PagePath path_{store_.get(), &workers_, &metrics_};
+  std::ostringstream log_text_;
+  Log log_{std::make_shared<spdlog::sinks::ostream_sink_mt>(log_text_, /*force_flush=*/true),
+           LogLevel::kDebug, LogFormat::kText};
+  FakeClock clock_;
+  QualityWatch watch_{
+      {/*sample_every=*/1, /*drift_ratio=*/1.5}, &metrics_, &log_, [this] { return clock_.Now(); }};
+  PagePath path_{store_.get(), &workers_, &metrics_, &watch_};
   std::shared_ptr<const SlabSpace> space_;
   std::string memory_;
 };

@@ -52,7 +52,7 @@ TEST_F(PagePathStoreTest, StoredTwice_ExistsAndIsLeftAsItIs) {
 
 TEST_F(PagePathStoreTest, BatchLargerThanTheStore_KeepsItsFrontAndSaysFull) {
   store_ = *Store::Create({256 << 10, 1});  // three exact blocks
-  PagePath path(store_.get(), &workers_, &metrics_);
+  PagePath path(store_.get(), &workers_, &metrics_, &watch_);
   const auto outcomes = path.StoreBlocks({}, *space_, Batch(Profile::kExact, 0, 8));
   ASSERT_TRUE(outcomes.ok());
   EXPECT_EQ(std::count(outcomes->begin(), outcomes->end(), kOk), 3);
@@ -65,7 +65,7 @@ TEST_F(PagePathStoreTest, BatchLargerThanTheStore_KeepsItsFrontAndSaysFull) {
 
 TEST_F(PagePathStoreTest, RoomIsNeeded_ChainsLoseTheirEndFirst) {
   store_ = *Store::Create({256 << 10, 1});
-  PagePath path(store_.get(), &workers_, &metrics_);
+  PagePath path(store_.get(), &workers_, &metrics_, &watch_);
   ASSERT_TRUE(path.StoreBlocks({}, *space_, Batch(Profile::kExact, 0, 3)).ok());
   ASSERT_TRUE(path.StoreBlocks({}, *space_, Batch(Profile::kExact, 9, 1)).ok());
   EXPECT_TRUE(store_->Find(Slab(0)));
@@ -95,7 +95,7 @@ TEST_F(PagePathStoreTest, DeadlinePassedOrCancelled_StopsAndLeavesNoReservation)
   int asked = 0;
   cancelled.cancelled = [&] { return ++asked > 2; };
   WorkerPool one(1, 1);
-  PagePath path(store_.get(), &one, &metrics_);
+  PagePath path(store_.get(), &one, &metrics_, &watch_);
   EXPECT_EQ(path.StoreBlocks(cancelled, *space_, Batch(Profile::kExact, 0, 4)).status().code(),
             absl::StatusCode::kCancelled);
   EXPECT_EQ(Held(4), "ee--");

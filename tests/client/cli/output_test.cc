@@ -26,6 +26,12 @@ TEST(Output, NestedObject_IsIndented) {
   EXPECT_EQ(Printed(result, OutputFormat::kTable), "loss\n  bits  2.25\n");
 }
 
+TEST(Output, NestedRowsAndNull_AreIndentedAndADash) {
+  const Json result = {{"at", Json::array({{{"n", 1}, {"x", nullptr}}, {{"n", 22}, {"x", 3}}})},
+                       {"none", Json::array()}};
+  EXPECT_EQ(Printed(result, OutputFormat::kTable), "at\n  n   x\n  1   -\n  22  3\nnone  []\n");
+}
+
 TEST(Output, Rows_AreColumns) {
   const Json rows = Json::array({{{"name", "a"}, {"n", 1}}, {{"name", "longer"}, {"n", 22}}});
   EXPECT_EQ(Printed(rows, OutputFormat::kTable), "name    n\na       1\nlonger  22\n");

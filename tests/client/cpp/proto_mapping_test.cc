@@ -60,6 +60,31 @@ TEST(ProtoMapping, Loss_IsThereOnlyWithACodecSet) {
   EXPECT_FALSE(FromWire(info).near_lossless);
 }
 
+TEST(ProtoMapping, Quality_IsTakenWhole) {
+  wire::NamespaceInfo info;
+  info.set_has_expected_error(true);
+  auto& entry = *info.add_loss_by_length();
+  entry.set_profile("compact");
+  entry.mutable_loss()->set_tokens(8192);
+  entry.mutable_loss()->set_text("prose");
+  auto& quality = *info.add_quality();
+  quality.set_profile("near-lossless");
+  quality.set_samples(7);
+  quality.set_error_ratio(1.25);
+  quality.set_drift(true);
+  const NamespaceInfo taken = FromWire(info);
+  EXPECT_TRUE(taken.has_expected_error);
+  ASSERT_EQ(taken.loss_by_length.size(), 1u);
+  EXPECT_EQ(taken.loss_by_length[0].profile, "compact");
+  EXPECT_EQ(taken.loss_by_length[0].loss.tokens, 8192u);
+  EXPECT_EQ(taken.loss_by_length[0].loss.text, "prose");
+  ASSERT_EQ(taken.quality.size(), 1u);
+  EXPECT_EQ(taken.quality[0].profile, "near-lossless");
+  EXPECT_EQ(taken.quality[0].samples, 7u);
+  EXPECT_EQ(taken.quality[0].error_ratio, 1.25);
+  EXPECT_TRUE(taken.quality[0].drift);
+}
+
 TEST(ProtoMapping, Places_KeepTheirChunks) {
   wire::Pages pages;
   ToWire(PageLayout{}, {{{16, 32}, 64}}, pages);

@@ -75,6 +75,14 @@ TEST_F(AdminServiceTest, Namespaces_ShowBlocksAndTheLossOfTheCodecSet) {
   EXPECT_EQ(info.raw_bytes(), pages_.size());
   EXPECT_LT(info.stored_bytes(), info.raw_bytes());
   EXPECT_EQ(info.compact().bits_per_value(), node_.codec_set().compact_loss().bits_per_value);
+  EXPECT_EQ(info.compact().text(), "synthetic");
+  EXPECT_EQ(info.near_lossless().tokens(), 4096u);
+  EXPECT_EQ(info.calibrated_tokens(), 2048u);
+  EXPECT_FALSE(info.has_expected_error());
+  ASSERT_EQ(info.quality_size(), 2);
+  EXPECT_EQ(info.quality(0).profile(), "near-lossless");
+  EXPECT_EQ(info.quality(1).profile(), "compact");
+  EXPECT_EQ(info.quality(1).samples(), 0u);
   EXPECT_EQ(info.blocks_by_profile().at("compact"), 1u);
   EXPECT_EQ(info.blocks_by_profile().at("near-lossless"), 2u);
 }
