@@ -7,7 +7,7 @@ COLUMNS = (("codec", "codec", "{}"), ("prompt_tokens", "prompt", "{}"),
            ("ttft_cold_ms", "cold ms", "{:.0f}"), ("ttft_local_ms", "own cache ms", "{:.0f}"),
            ("ttft_warm_ms", "from node ms", "{:.0f}"), ("speedup", "cold/node", "{:.1f}x"),
            ("bytes_stored", "stored bytes", "{:,}"), ("ratio", "ratio", "{:.2f}x"),
-           ("ratio_interior", "interior", "{:.2f}x"), ("greedy_match", "same 16", "{:.0%}"),
+           ("ratio_interior", "interior", "{:.2f}x"), ("same_choice", "same choice", "{:.0%}"),
            ("greedy_prefix_tokens", "equal tokens", "{:.1f}"))
 
 
@@ -31,7 +31,9 @@ def row_of(codec: str, prompt_tokens: int, group: list[dict[str, Any]]) -> dict[
     stored = round(statistics.median(sum(one["stored_bytes"]) for one in group))
     interior = statistics.median(one["stored_bytes"][blocks // 2] for one in group)
     equal = [equal_prefix(one["warm"]["tokens"], one["local"]["tokens"]) for one in group]
-    same = [length == len(one["local"]["tokens"]) for length, one in zip(equal, group)]
+    lengths = [len(one["local"]["tokens"]) for one in group]
+    same = [a == b for a, b in zip(equal, lengths)]
+    choices = sum(one["same_choices"] for one in group)
     ttft = {f"ttft_{name}_ms": round(statistics.median(one[name]["ttft_ms"] for one in group), 1)
             for name in ("cold", "local", "warm")}
     return {"codec": codec, "prompt_tokens": prompt_tokens, **ttft,
@@ -39,6 +41,7 @@ def row_of(codec: str, prompt_tokens: int, group: list[dict[str, Any]]) -> dict[
             "ratio": round(blocks * raw_block / stored, 3),
             "ratio_interior": round(raw_block / interior, 3),
             "greedy_match": round(sum(same) / len(same), 3), "blocks": blocks,
+            "same_choice": round(choices / sum(lengths), 3),
             "greedy_prefix_tokens": round(statistics.mean(equal), 2), "prompts": len(group),
             "loaded_tokens": round(statistics.median(one["warm"]["cached"] for one in group))}
 

@@ -6,20 +6,18 @@ a table and writes demo.json; fails when an exact page does not give the same te
 """
 
 import argparse
-import contextlib
 import json
-import os
-import signal
+import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any
 
 from report import problems_of, rows_of, table_of
 
+from flashquant.local_engine import EngineRun
 from flashquant.local_node import LocalNode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,14 +27,10 @@ CODECS_WITHOUT_SET = ("exact", "universal")
 LEGEND = """\
 Medians. cold: computed; own cache: vLLM's own prefix cache; from node: another process, loaded
 from FlashQuant. ratio: raw bytes / all bytes the node holds for the prompt; interior: the same for
-a block inside a long prompt. same 16: prompts whose 16 greedy tokens equal those of vLLM's own
-cache; equal tokens: how many were equal before the first difference, on average.
+a block inside a long prompt. same choice: of the 16 tokens that vLLM chose from its own cache, how
+many it chooses again from the node's pages, each after the same text; equal tokens: how many it
+writes by itself before the first other one, on average (after that the texts differ).
 """
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONWARNINGS": "ignore",
-}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -68,52 +62,21 @@ def run_pass(which: str, endpoint: str, arguments: argparse.Namespace,
              folder: Path) -> list[dict[str, Any]]:
     """One vLLM process; its progress lines go to the terminal, all else to a log."""
     output, log = folder / f"{which}.json", folder / f"{which}.log"
-    command = [sys.executable, str(ROOT / "demo" / "engine_pass.py"), which,
+    command = [str(ROOT / "demo" / "engine_pass.py"),
                "--endpoint", endpoint, "--model", str(arguments.model),
                "--codecs", *arguments.codecs, "--sizes", *map(str, arguments.sizes),
                "--count", str(arguments.count), "--output", str(output)]
     if arguments.codec_set.exists():
         command += ["--codec-set", str(arguments.codec_set)]
-    status = run_watched(command, log)
-    if status != 0 or not output.exists():
-        sys.exit(f"demo: the {which} vLLM process failed ({status}):\n{explain(log)}")
+    if which == "second":
+        command += ["--first", str(folder / "first.json")]
+    try:
+        with EngineRun(command, log, lambda line: print(f"    {line}", flush=True)) as engine:
+            engine.wait(PASS_S)
+    except ChildProcessError as error:
+        kept = shutil.copy(log, ROOT / "build" / f"demo-{log.name}")
+        sys.exit(f"demo: the {which} pass: {error}\ncomplete log: {kept}")
     return json.loads(output.read_text())
-
-
-def explain(log: Path) -> str:
-    """The first lines that speak of an error (vLLM's last ones hide them), and the log kept."""
-    text = log.read_text("utf-8", "replace")
-    kept = ROOT / "build" / f"demo-{log.name}"
-    kept.parent.mkdir(exist_ok=True)
-    kept.write_text(text)
-    first = [line for line in text.splitlines() if "Error" in line][:5]
-    return "\n".join([*first, f"complete log: {kept}"])
-
-
-def run_watched(command: list[str], log: Path) -> int:
-    """Exit status; whatever the command started and left behind is killed."""
-    with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=subprocess.PIPE, text=True,
-                                   env={**os.environ, **ENVIRONMENT}, errors="replace",
-                                   start_new_session=True)
-        reader = threading.Thread(target=show_progress, args=(process.stderr, sink), daemon=True)
-        reader.start()
-        try:
-            return process.wait(PASS_S)
-        except subprocess.TimeoutExpired:
-            return -signal.SIGKILL
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            reader.join(5)
-
-
-def show_progress(lines: TextIO, sink: BinaryIO) -> None:
-    """Progress lines go to the terminal, all lines to the log."""
-    for line in lines:
-        sink.write(line.encode())
-        if line.startswith("    ") and "/" in line[:8]:
-            print(line, end="", flush=True)
 
 
 def commit() -> str:
