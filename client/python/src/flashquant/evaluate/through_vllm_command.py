@@ -171,5 +171,6 @@ class Measurement:
         if not case.greedy_tokens:
             return [None] * len(lossy)
         harness = harness_greedy(self._model, case, exact.greedy, self._codecs, self._tail)
+        say(f"harness: greedy tokens of {case.name}")
         return [(agreed_ids(one.greedy, exact.greedy), there)
                 for one, there in zip(lossy, harness)]
