@@ -14,6 +14,7 @@
 #include "kernels/codec/float_convert.h"
 #include "kernels/codec/page_layout.h"
 #include "kernels/page_bytes.h"
+#include "kernels/page_error.h"
 #include "tests/bench/q4_0.h"
 #include "tests/testing/codec_set_builder.h"
 
@@ -49,6 +50,7 @@ class Pages {
   void Decode() { static_cast<void>(CpuBackend()->Decode(context_, decode_)); }
   const Backend::Context& context() const { return context_; }
   const std::vector<DecodeTask>& tasks() const { return decode_; }
+  const std::vector<EncodeTask>& encode_tasks() const { return encode_; }
   const std::vector<uint16_t>& rows() const { return rows_; }
   std::vector<uint16_t>& decoded() { return decoded_; }
 
@@ -159,6 +161,27 @@ void BM_Attend(benchmark::State& state, Codec codec) {
   Report(state, pages);
 }
 
+// What the node pays for a page that it measures against its codec set (--quality-sample).
+void BM_MeasureError(benchmark::State& state, Codec codec) {
+  Pages pages(codec, static_cast<int>(state.range(0)));
+  std::vector<ErrorTask> tasks;
+  for (const EncodeTask& encode : pages.encode_tasks()) {
+    ErrorTask task;
+    task.source = encode.source;
+    task.layer = encode.layer;
+    task.head = encode.head;
+    task.primary = encode.primary;
+    task.refinement = encode.refinement;
+    tasks.push_back(task);
+  }
+  for (auto _ : state) {
+    for (const ErrorTask& task : tasks) {
+      benchmark::DoNotOptimize(MeasureError(pages.context(), task));
+    }
+  }
+  Report(state, pages);
+}
+
 void BM_Memcpy(benchmark::State& state) {
   Pages pages(Codec::kExact, static_cast<int>(state.range(0)));
   for (auto _ : state) {
@@ -213,6 +236,8 @@ void BM_DecodeQ4(benchmark::State& state) {
 FQ_CODEC_BENCHMARKS(BM_Encode);
 FQ_CODEC_BENCHMARKS(BM_Decode);
 FQ_CODEC_BENCHMARKS(BM_Attend);
+BENCHMARK_CAPTURE(BM_MeasureError, compact, Codec::kCompact)->Arg(64)->Arg(128);
+BENCHMARK_CAPTURE(BM_MeasureError, near_lossless, Codec::kNearLossless)->Arg(64)->Arg(128);
 BENCHMARK(BM_Memcpy)->Arg(64)->Arg(128);
 BENCHMARK(BM_Checksum)->Arg(2176)->Arg(1 << 18);
 BENCHMARK(BM_EncodeQ4)->Arg(64)->Arg(128);
