@@ -2,6 +2,6 @@
 
 from raw_client import chain
 
-MEMORY_GROWTH_MAX = 64 << 20  # README, Security: whatever peers do, the node takes no more than that
+MEMORY_GROWTH_MAX = 64 << 20  # README, Security: the most that floods may take
 SEED = 20261124
 KEYS = chain("hostile", 8)

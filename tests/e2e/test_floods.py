@@ -16,7 +16,7 @@ from node_process import Node, eventually, free_port
 from raw_client import Session
 
 FLOOD_SECONDS = 0.6
-ANSWER_SECONDS_MAX = 3  # of a lookup and a load while the flood has all processors of a small machine
+ANSWER_SECONDS_MAX = 3  # of a lookup and a load, while the flood has all processors
 REFUSED = "fq_connections_refused_total"
 
 

@@ -1,4 +1,4 @@
-"""Segments that are traps, and packets to their socket that are no requests: refused; all goes on."""
+"""Segments that are traps, packets to their socket that are no requests: refused; all goes on."""
 
 import fcntl
 import os
