@@ -87,7 +87,8 @@ def agreed_ids(a: list[int], b: list[int]) -> int:
 
 @dataclass(frozen=True)
 class Bucket:
-    """New tokens begin + 1 .. end: vLLM, the harness, and vLLM less the harness in points."""
+    """New tokens begin + 1 .. end: vLLM, the harness, and vLLM less the harness in points. The
+    standard error of the difference is from means of cases: infinite for one."""
 
     begin: int
     end: int
@@ -134,7 +135,9 @@ def bucket_of(pairs: list[Pair], begin: int, end: int) -> Bucket:
     vllm = [pair.vllm.added[begin:end] for pair in pairs]
     harness = [pair.harness.added[begin:end] for pair in pairs]
     (here, here_error), (there, there_error) = numbers(vllm), numbers(harness)
-    error = standard_error([a - b for a, b in zip(vllm, harness)], ERROR_BLOCK)
+    # A row that two orders of summation code differently is seen by all tokens of its case, so
+    # cases, not blocks of tokens, are what differs independently.
+    error = standard_error([a - b for a, b in zip(vllm, harness)], end - begin)
     return Bucket(begin, end, here, here_error, there, there_error, here - there, error,
                   top1([pair.vllm.same[begin:end] for pair in pairs]),
                   top1([pair.harness.same[begin:end] for pair in pairs]))
