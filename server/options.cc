@@ -47,9 +47,8 @@ void ForEachOption(O& o, Visitor&& visit) {
         "measured over predicted error from which traffic does not fit its codec set");
   visit("workers", o.workers, "threads that encode and decode; 0: one per processor");
   visit("queue-depth", o.queue_depth, "calls that may wait for a worker");
-  visit(
-      "max-connections", o.max_connections,
-      "connections to --socket and --listen together; a flood on any of them takes at most 64 MiB");
+  visit("max-connections", o.max_connections,
+        "connections to --socket and --listen together; floods take at most 0.5 MiB for each");
   visit("max-sessions", o.max_sessions, "open sessions");
   visit("max-leases-per-session", o.max_leases_per_session, "leases a session may hold");
   visit("max-blocks-per-call", o.max_blocks_per_call,

@@ -32,7 +32,7 @@ struct Options {
   // Limits.
   uint32_t workers = 0;  // 0: one per processor
   uint32_t queue_depth = 256;
-  uint32_t max_connections = 512;
+  uint32_t max_connections = 128;
   uint32_t max_sessions = 256;
   uint32_t max_leases_per_session = 1024;
   uint32_t max_blocks_per_call = 1024;

@@ -16,6 +16,7 @@ from node_process import Node, eventually, free_port
 from raw_client import Session
 
 FLOOD_SECONDS = 0.6
+PEERS_MAX = 120  # of the 128 places of the default
 ANSWER_SECONDS_MAX = 3  # of a lookup and a load, while the flood has all processors
 REFUSED = "fq_connections_refused_total"
 
@@ -94,8 +95,8 @@ def test_ping_floods(peers, reads, local):
 
 @pytest.mark.parametrize("flood", [name for name in FLOODS if name != "pings"])
 def test_other_floods(flood, local):
-    """Every other kind, from 64 peers that never read."""
-    local.withstand(flood, 64, False, local.node.channel)
+    """Every other kind, from nearly as many peers as there are places, none of which reads."""
+    local.withstand(flood, PEERS_MAX, False, local.node.channel)
 
 
 @pytest.mark.parametrize("flood", ["pings", "settings", "streams opened and reset",
