@@ -19,6 +19,7 @@ from flashquant.vllm.options import REQUEST_PROFILE, REQUEST_SAVE
 from flashquant.vllm.scoring import predictions
 
 NEW_TOKENS = 16
+LOOKUP_MS = 1000  # the default of 100 turns a hit into a miss where builds run beside the demo
 WARM_UP_TOKENS = 300
 
 
@@ -38,7 +39,7 @@ def make_engine(arguments: argparse.Namespace) -> Any:
 
 def options_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """kv_connector_extra_config."""
-    options = {"endpoint": arguments.endpoint, "profile": "exact"}
+    options = {"endpoint": arguments.endpoint, "profile": "exact", "lookup_timeout_ms": LOOKUP_MS}
     if arguments.codec_set:
         options["codec_set"] = arguments.codec_set
     return options
