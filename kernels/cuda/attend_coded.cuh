@@ -114,13 +114,11 @@ FQ_DEVICE void ApplyUnits(const std::byte* record, int part, Sums<kHeadSize>& su
   }
 }
 
-// Scores of the 64 tokens of a page; with kReload, the codes of page `next` take the place of its
-// own, if it is wanted.
-template <bool kReload, typename Side, int kHeadSize>
-FQ_DEVICE void ScorePage(Side& keys, const QueryRegisters<kHeadSize>& q, const LaneAddress& lane,
-                         const std::byte* next, bool wanted, float (&scores)[kTiles][4],
-                         float start0, float start1) {
-  const int lane_index = static_cast<int>(threadIdx.x & 31);
+// Scores of the 64 tokens of a page.
+template <typename Side, int kHeadSize>
+FQ_DEVICE void ScorePage(const Side& keys, const QueryRegisters<kHeadSize>& q,
+                         const LaneAddress& lane, float (&scores)[kTiles][4], float start0,
+                         float start1) {
   if constexpr (!Side::HasStep(0)) {
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
@@ -133,10 +131,6 @@ FQ_DEVICE void ScorePage(Side& keys, const QueryRegisters<kHeadSize>& q, const L
     if constexpr (Side::HasStep(s)) {
       uint32_t a[kTiles][4];
       keys.template Decode<s>(lane, a);
-      if constexpr (kReload) {
-        keys.template LoadOne<2 * s>(next, lane_index, wanted);
-        keys.template LoadOne<2 * s + 1>(next, lane_index, wanted);
-      }
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
         if constexpr (s == 0) {
@@ -149,21 +143,15 @@ FQ_DEVICE void ScorePage(Side& keys, const QueryRegisters<kHeadSize>& q, const L
   });
 }
 
-// sums += values of a page * weights; kReload likewise.
-template <bool kReload, typename Side, int kHeadSize>
-FQ_DEVICE void AddValues(Side& values, const uint32_t (&weights)[kTiles][2],
-                         const LaneAddress& lane, const std::byte* next, bool wanted,
-                         Sums<kHeadSize>& sums) {
-  const int lane_index = static_cast<int>(threadIdx.x & 31);
+// sums += values of a page * weights.
+template <typename Side, int kHeadSize>
+FQ_DEVICE void AddValues(const Side& values, const uint32_t (&weights)[kTiles][2],
+                         const LaneAddress& lane, Sums<kHeadSize>& sums) {
   StaticFor<0, kHeadSize / 16>([&](auto step) {
     constexpr int s = decltype(step)::value;
     if constexpr (Side::HasStep(s)) {
       uint32_t a[kTiles][4];
       values.template Decode<s>(lane, a);
-      if constexpr (kReload) {
-        values.template LoadOne<2 * s>(next, lane_index, wanted);
-        values.template LoadOne<2 * s + 1>(next, lane_index, wanted);
-      }
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
         Multiply<false>(sums.tile[s], a[j], weights[j][0], weights[j][1]);
@@ -172,17 +160,29 @@ FQ_DEVICE void AddValues(Side& values, const uint32_t (&weights)[kTiles][2],
   });
 }
 
-// A page's address from the table; lanes read the same one.
-FQ_DEVICE const std::byte* PageAddress(const uint64_t* table, int page, uint32_t offset) {
-  uint64_t address;
-  asm volatile("ld.global.nc.b64 %0, [%1];" : "=l"(address) : "l"(table + page));
-  return reinterpret_cast<const std::byte*>(address + offset);
+// An entry of a page table, and the address it stands for. All lanes read the same one.
+FQ_DEVICE uint32_t PageEntry(const uint32_t* table, int page) {
+  uint32_t entry;
+  asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(entry) : "l"(table + page));
+  return entry;
+}
+FQ_DEVICE const std::byte* PageAt(const std::byte* origin, uint32_t entry) {
+  return origin + static_cast<uint64_t>(entry) * 64;
 }
 
-// The pages of a piece without refinements. Profile::K and ::V are Classes. While a page is worked
-// on, the next one is on its way into registers, code by code as soon as a code's register is free,
-// and the one after it is on its way into L2: the hardware's wait for one of these loads is a
-// wait for all of them, so the latest of them must not have to come from memory.
+// The lane, but not before `loaded` has arrived. Loads that follow share the hardware's counter
+// with those before, and a wait for the old ones would wait for the new ones too.
+FQ_DEVICE int LaneAfter(int lane, uint32_t loaded, uint32_t zero) {
+  uint32_t result;
+  asm volatile("lop3.b32 %0, %1, %2, %3, 0xF8;"  // lane | (loaded & zero)
+               : "=r"(result)
+               : "r"(lane), "r"(loaded), "r"(zero));
+  return static_cast<int>(result);
+}
+
+// The pages of a piece without refinements. Profile::K and ::V are Classes. Codes go from L2 to
+// registers half a page ahead of their use: V while the scores are made, the K of the next page
+// while the values are added up. The page after that is on its way into L2.
 template <typename Profile, int kHeadSize>
 FQ_DEVICE void AttendBase(const AttendParams& params, const AttendPiece& piece,
                           const std::byte* queries, const LaneAddress& lane, Softmax& softmax,
@@ -194,31 +194,33 @@ FQ_DEVICE void AttendBase(const AttendParams& params, const AttendPiece& piece,
   constexpr AttendQueryLayout kLayout{kHeadSize};
   RawSide<K, 0, false, kHeadSize, 0> keys;
   RawSide<V, 1, false, kHeadSize, K::Offset(kGroups)> values;
-  const uint64_t* table = params.pages + piece.table_begin;
+  const uint32_t* table = params.pages + piece.table_begin;
+  const std::byte* origin = params.pool + piece.offset;
   const int last = piece.page_count - 1;
-  const std::byte* page = PageAddress(table, 0, piece.offset);
-  const std::byte* next = PageAddress(table, min(1, last), piece.offset);
+  const std::byte* page = PageAt(origin, PageEntry(table, 0));
+  uint32_t next = PageEntry(table, min(1, last)), after = PageEntry(table, min(2, last));
   keys.LoadAll(page, lane_index, true);
-  values.LoadAll(page, lane_index, true);
   QueryRegisters<kHeadSize> q;
   q.Load(queries + kLayout.Coded(0), lane_index);
   const float2 bias =
       *reinterpret_cast<const float2*>(queries + kLayout.Bias(1) + 8 * (lane_index & 3));
 #pragma unroll 1
   for (int i = 0; i <= last; ++i) {
-    const std::byte* after = PageAddress(table, min(i + 2, last), piece.offset);
+    values.LoadAll(page, LaneAfter(lane_index, keys.words[0], params.zero), true);
+    if (i + 2 <= last) PrefetchToL2ByWarp<kBytes>(PageAt(origin, after), lane_index);
     float scores[kTiles][4];
-    ScorePage<true>(keys, q, lane, next, i < last, scores, softmax.start0(bias.x),
-                    softmax.start1(bias.y));
+    ScorePage(keys, q, lane, scores, softmax.start0(bias.x), softmax.start1(bias.y));
     const int begin = piece.token_begin - 64 * i, end = piece.token_end - 64 * i;
     if (begin > 0 || end < 64) MaskTokens(scores, 0, begin, end);
     softmax.Weigh(scores, [&](float c0, float c1) { sums.Scale(c0, c1); });
     uint32_t weights[kTiles][2];
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) PackWeights<false>(scores[j], weights[j]);
-    if (i + 2 <= last) PrefetchToL2ByWarp<kBytes>(after, lane_index);
-    AddValues<true>(values, weights, lane, next, i < last, sums);
+    page = PageAt(origin, next);
+    keys.LoadAll(page, LaneAfter(lane_index, values.words[0], params.zero), i < last);
     next = after;
+    after = PageEntry(table, min(i + 3, last));
+    AddValues(values, weights, lane, sums);
   }
   ApplyUnits(params.records[blockIdx.x], 0, sums);
 }

@@ -128,11 +128,11 @@ absl::StatusOr<std::string> DeviceArchitecture() {
 }
 
 absl::StatusOr<std::unique_ptr<const AttendKernel>> AttendKernel::Load(
-    const std::vector<char>& code, int head_size, bool bf16) {
+    const AttendVariant& variant, const std::vector<char>& code) {
   std::unique_ptr<AttendKernel> loaded(new AttendKernel);
-  loaded->head_size_ = head_size;
-  loaded->bf16_ = bf16;
-  loaded->shared_bytes_ = AttendSharedBytes(head_size);
+  loaded->head_size_ = variant.head_size;
+  loaded->bf16_ = variant.bf16;
+  loaded->shared_bytes_ = AttendSharedBytes(variant.head_size, variant.refined());
   FQ_RETURN_IF_CUDA_ERROR(cudaLibraryLoadData(&loaded->library_, code.data(), nullptr, nullptr, 0,
                                               nullptr, nullptr, 0));
   FQ_RETURN_IF_CUDA_ERROR(

@@ -26,8 +26,9 @@ absl::StatusOr<std::string> DeviceArchitecture();
 // Machine code loaded for the current device. Immutable after Load; callable from any thread.
 class AttendKernel {
  public:
-  static absl::StatusOr<std::unique_ptr<const AttendKernel>> Load(const std::vector<char>& code,
-                                                                  int head_size, bool bf16);
+  // `code` is that of CompileAttend for `variant` and this device.
+  static absl::StatusOr<std::unique_ptr<const AttendKernel>> Load(const AttendVariant& variant,
+                                                                  const std::vector<char>& code);
   ~AttendKernel();
   AttendKernel(const AttendKernel&) = delete;
   AttendKernel& operator=(const AttendKernel&) = delete;

@@ -23,25 +23,43 @@ FQ_DEVICE uint32_t RowAddress(uint32_t codes, uint32_t lane) {
   return Permute(codes, lane, 0x5504u | kByte << 4);
 }
 
-// Entry words of byte `kByte` of `codes`: the table of base or refinement.
-template <int kTable, int kRefinedTable, int kSide, bool kRefinement, int kByte>
-FQ_DEVICE uint32_t Entry(uint32_t codes, const LaneAddress& lane) {
+// Whether this kernel reads refinements, and so which table is the third (attend_shared.h).
+#ifdef FQ_REFINED
+inline constexpr bool kRefinedTables = true;
+#else
+inline constexpr bool kRefinedTables = false;
+#endif
+
+// Entry of byte `kByte` of `codes` in a replicated or in a plain table.
+template <int kTable, int kSide, int kByte>
+FQ_DEVICE uint32_t ReplicatedEntry(uint32_t codes, const LaneAddress& lane) {
+  return LoadShared<kSharedBase + kTable + 128 * kSide>(RowAddress<kByte>(codes, lane.word));
+}
+template <int kTable, int kSide, int kByte>
+FQ_DEVICE uint32_t PlainEntry(uint32_t codes) {
+  return LoadShared<kSharedBase + kTable + 4 * kSide>((codes >> (8 * kByte) & 255u) * 8);
+}
+
+template <int kSide, bool kRefinement, int kByte>
+FQ_DEVICE uint32_t EntryOfClass4(uint32_t codes, const LaneAddress& lane) {
   if constexpr (kRefinement) {
-    constexpr int kAt = kSharedBase + kSharedRefinement + 4 * kRefinedTable + 4 * kSide;
-    return LoadShared<kAt>((codes >> (8 * kByte) & 255u) * 8);
+    return PlainEntry<kSharedRefinement + 4 * kClass4Words, kSide, kByte>(codes);
   } else {
-    constexpr int kAt = kSharedBase + kTable + 128 * kSide;
-    return LoadShared<kAt>(RowAddress<kByte>(codes, lane.word));
+    return ReplicatedEntry<kSharedClass4, kSide, kByte>(codes, lane);
   }
 }
 template <int kSide, bool kRefinement, int kByte>
+FQ_DEVICE uint32_t EntryOfClass2(uint32_t codes, const LaneAddress& lane) {
+  return ReplicatedEntry < kRefinement ? kSharedThird : kSharedClass2, kSide, kByte > (codes, lane);
+}
+template <int kSide, bool kRefinement, int kByte>
 FQ_DEVICE uint2 EntryOfClass1(uint32_t codes, const LaneAddress& lane) {
-  if constexpr (kRefinement) {
-    constexpr int kAt = kSharedBase + kSharedRefinement + 4 * kClass1Words + 8 * kSide;
-    return LoadShared2<kAt>((codes >> (8 * kByte) & 255u) * 16);
+  if constexpr (kRefinedTables) {
+    constexpr int kTable = kRefinement ? kSharedRefinement + 4 * kClass1Words : kSharedPlainClass1;
+    return LoadShared2<kSharedBase + kTable + 8 * kSide>((codes >> (8 * kByte) & 255u) * 16);
   } else {
-    constexpr int kAt = kSharedBase + kSharedClass1 + 128 * kSide;
-    return LoadShared2<kAt>(RowAddress<kByte>(codes, lane.pair));
+    return LoadShared2<kSharedBase + kSharedThird + 128 * kSide>(
+        RowAddress<kByte>(codes, lane.pair));
   }
 }
 
@@ -61,11 +79,10 @@ FQ_DEVICE void DecodeGroup(const uint32_t* raw, const LaneAddress& lane,
       }
     } else if constexpr (kBits == 4) {
       constexpr int kByte = 2 * j % 4;
-      out[j][0] = Entry<kSharedClass4, kClass4Words, kSide, kRefinement, kByte>(raw[j / 2], lane);
-      out[j][1] =
-          Entry<kSharedClass4, kClass4Words, kSide, kRefinement, kByte + 1>(raw[j / 2], lane);
+      out[j][0] = EntryOfClass4<kSide, kRefinement, kByte>(raw[j / 2], lane);
+      out[j][1] = EntryOfClass4<kSide, kRefinement, kByte + 1>(raw[j / 2], lane);
     } else if constexpr (kBits == 2) {
-      const uint32_t word = Entry<kSharedClass2, kClass2Words, kSide, kRefinement, j>(raw[0], lane);
+      const uint32_t word = EntryOfClass2<kSide, kRefinement, j>(raw[0], lane);
       out[j][0] = word;
       out[j][1] = word << 8;
     } else if constexpr (kBits == 1) {
@@ -111,7 +128,10 @@ class TableCopy {
       two_[i] = lookups[kClass2Words + row];
       four_[i] = lookups[kClass4Words + row];
       one_[i] = reinterpret_cast<const uint2*>(lookups + kClass1Words)[row];
-      refinement_[i] = reinterpret_cast<const uint4*>(lookups + kLookupWords)[row];
+      if constexpr (kRefinedTables) {
+        refined_two_[i] = lookups[kLookupWords + kClass2Words + row];
+        refinement_[i] = reinterpret_cast<const uint4*>(lookups + kLookupWords)[row];
+      }
     }
   }
 
@@ -124,11 +144,18 @@ class TableCopy {
       if (row >= 512) continue;
       for (int k = 0; k < 8; ++k) {
         const int at = row * 128 + ((k + row) & 7) * 16;
-        Put(shared + kSharedClass2 + at, make_uint4(two_[i], two_[i], two_[i], two_[i]));
-        Put(shared + kSharedClass4 + at, make_uint4(four_[i], four_[i], four_[i], four_[i]));
-        Put(shared + kSharedClass1 + at, make_uint4(one_[i].x, one_[i].y, one_[i].x, one_[i].y));
+        Put(shared + kSharedClass2 + at, Four(two_[i], two_[i]));
+        Put(shared + kSharedClass4 + at, Four(four_[i], four_[i]));
+        if constexpr (kRefinedTables) {
+          Put(shared + kSharedThird + at, Four(refined_two_[i], refined_two_[i]));
+        } else {
+          Put(shared + kSharedThird + at, Four(one_[i].x, one_[i].y));
+        }
       }
-      Put(shared + kSharedRefinement + 16 * row, refinement_[i]);
+      if constexpr (kRefinedTables) {
+        Put(shared + kSharedRefinement + 16 * row, refinement_[i]);
+        *reinterpret_cast<uint2*>(shared + kSharedPlainClass1 + 8 * row) = one_[i];
+      }
     }
   }
 
@@ -137,8 +164,9 @@ class TableCopy {
   static_assert(kLookupWords == 4 * 512, "a row of each");
   FQ_DEVICE static int Row(int i) { return static_cast<int>(threadIdx.x) + i * kThreads; }
   FQ_DEVICE static void Put(std::byte* to, uint4 value) { *reinterpret_cast<uint4*>(to) = value; }
+  FQ_DEVICE static uint4 Four(uint32_t x, uint32_t y) { return make_uint4(x, y, x, y); }
 
-  uint32_t two_[kRows], four_[kRows];
+  uint32_t two_[kRows], four_[kRows], refined_two_[kRows];
   uint2 one_[kRows];
   uint4 refinement_[kRows];
 };

@@ -91,9 +91,12 @@ FQ_DEVICE void PrefetchFirst(const AttendParams& params, const AttendPiece& piec
   const int page = lane & 15;
   if (page >= min(kPages, piece.page_count)) return;
   if (lane < 16) {
-    PrefetchToL2(PageAddress(params.pages + piece.table_begin, page, piece.offset), piece.bytes);
+    PrefetchToL2(
+        PageAt(params.pool + piece.offset, PageEntry(params.pages + piece.table_begin, page)),
+        piece.bytes);
   } else if (piece.refinement_bytes > 0) {
-    PrefetchToL2(PageAddress(params.refinements + piece.table_begin, page, piece.refinement_offset),
+    PrefetchToL2(PageAt(params.pool + piece.refinement_offset,
+                        PageEntry(params.refinements + piece.table_begin, page)),
                  piece.refinement_bytes);
   }
 }
@@ -123,7 +126,7 @@ FQ_DEVICE void AttendOnePiece(const AttendParams& params, const AttendPiece& pie
   }
 }
 
-// The kernel's body: AttendSharedBytes(d) bytes of dynamic shared memory, kAttendWarps warps.
+// The kernel's body: AttendSharedBytes bytes of dynamic shared memory, kAttendWarps warps.
 template <int kHeadSize, bool kBf16, typename... Profiles>
 FQ_DEVICE void AttendBlock(const AttendParams& params) {
   extern __shared__ __align__(1024) std::byte shared[];

@@ -106,6 +106,7 @@ absl::Status LaunchAttend(const AttendKernel& kernel, const AttendWorkspace& wor
     return absl::InvalidArgumentError(absl::StrCat("head_size is ", d, ", not 64, 128 or 256"));
   }
   AttendParams params = workspace.params();
+  params.pool = inputs.pool;
   params.pages = inputs.pages;
   params.refinements = inputs.refinements;
   if (steps & kAttendQueries) {

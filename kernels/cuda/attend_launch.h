@@ -33,8 +33,9 @@ class AttendWorkspace {
 // Pointers to device memory; elements are FP16, or BF16 if the kernel was compiled for it.
 struct AttendInputs {
   const void* q = nullptr;                // [rows][d]
-  const uint64_t* pages = nullptr;        // [entries] addresses, see AttendHead
-  const uint64_t* refinements = nullptr;  // [entries], read by refined runs only
+  const std::byte* pool = nullptr;        // what the page tables count from
+  const uint32_t* pages = nullptr;        // [entries] in 64 bytes from `pool`, see AttendHead
+  const uint32_t* refinements = nullptr;  // [entries], read by refined runs only
   float scale = 1.0f;                     // of the softmax
   void* out = nullptr;                    // [rows][d]
   float* lse = nullptr;                   // [rows], natural logarithm

@@ -52,11 +52,13 @@ struct AttendQueryLayout {
 struct AttendParams {
   const AttendPiece* pieces;        // [warps of the grid] first pieces, then the others
   const std::byte* const* records;  // [blocks] codec-set record (tables_layout.h); null = no codes
-  const uint64_t* pages;            // addresses of slabs' pages, block by block
-  const uint64_t* refinements;      // likewise, of their refinements
+  const std::byte* pool;            // what the page tables count from
+  const uint32_t* pages;            // where slabs' pages begin, in 64 bytes, block by block
+  const uint32_t* refinements;      // likewise, of their refinements
   const std::byte* queries;         // [tasks] AttendQueryLayout
   float* values;                    // [slots][d / 16][32][4] sums of weight * value
   float* stats;                     // [slots][8][2] maximum (log2), sum of weights
+  uint32_t zero;                    // 0; the compiler must not know (LaneAfter)
 };
 
 // A task as the kernels before and after attention see it. Its partial results are neighbours:
@@ -64,7 +66,7 @@ struct AttendParams {
 struct AttendTaskInfo {
   const std::byte* record;  // codec-set record of the kv head; null when nothing is coded
   int32_t slot_begin, coded_count, plain_count;
-  int32_t padding;
+  int32_t refined;            // 1 where some pages have refinements
   int32_t rows[kAttendRows];  // of q, out and lse; -1 = none
 };
 

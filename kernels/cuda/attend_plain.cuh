@@ -87,7 +87,8 @@ FQ_DEVICE void AttendExact(const AttendParams& params, const AttendPiece& piece,
   q.Load(queries + kLayout.Plain(), static_cast<int>(threadIdx.x & 31));
 #pragma unroll 1
   for (int first = piece.token_begin / 16 * 16; first < piece.token_end; first += 16) {
-    const std::byte* page = PageAddress(params.pages + piece.table_begin, first / 64, piece.offset);
+    const std::byte* page =
+        PageAt(params.pool + piece.offset, PageEntry(params.pages + piece.table_begin, first / 64));
     const std::byte* keys = page + first % 64 / 16 * kTileBytes;
     const ExactTile<kHeadSize, kBf16> tile{keys, keys + 4 * kTileBytes};
     AttendTile<kHeadSize>(tile, q, piece.token_begin - first, piece.token_end - first, softmax,
@@ -112,7 +113,8 @@ FQ_DEVICE void AttendSink(const AttendParams& params, const AttendPiece& piece,
       }
     }
   }
-  const SinkTile<kHeadSize> tile{PageAddress(params.pages + piece.table_begin, 0, piece.offset)};
+  const SinkTile<kHeadSize> tile{
+      PageAt(params.pool + piece.offset, PageEntry(params.pages + piece.table_begin, 0))};
   AttendTile<kHeadSize>(tile, q, piece.token_begin, piece.token_end, softmax, sums);
 }
 

@@ -15,6 +15,10 @@ bool IsPlain(AttendRun::Kind kind) {
   return kind == AttendRun::kExact || kind == AttendRun::kSinkRecord;
 }
 
+bool IsRefined(AttendRun::Kind kind) {
+  return kind == AttendRun::kRefined || kind == AttendRun::kSinkRefined;
+}
+
 // A piece before it is cut: a run of one task.
 struct Item {
   AttendPiece piece;
@@ -66,7 +70,8 @@ class Planner {
         }
         for (const AttendRun& run : sequence.runs) {
           if (run.token_begin >= run.token_end) continue;
-          if (run.kind != AttendRun::kExact) task.record = heads_[head].record;
+          if (!IsPlain(run.kind)) task.record = heads_[head].record;
+          task.refined |= IsRefined(run.kind);
           items->push_back(MakeItem(heads_[head], run));
         }
         plan_.tasks.push_back(task);
@@ -82,7 +87,7 @@ class Planner {
     piece.token_begin = run.token_begin;
     piece.token_end = run.token_end;
     piece.page_count = (run.token_end + kTokens - 1) / kTokens;
-    const bool refined = run.kind == AttendRun::kRefined || run.kind == AttendRun::kSinkRefined;
+    const bool refined = IsRefined(run.kind);
     const bool sink = run.kind == AttendRun::kSinkBase || run.kind == AttendRun::kSinkRefined;
     if (run.kind == AttendRun::kExact) {
       piece.code = kAttendExact;

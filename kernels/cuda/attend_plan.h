@@ -13,7 +13,7 @@ namespace fq {
 struct AttendHead {
   int base_code = -1;     // AttendPiece::code of base pages; -1 = has none
   int refined_code = -1;  // of base and refinement
-  // Bytes from the address in the page table.
+  // Bytes from where the page table says.
   uint32_t exact_offset = 0, base_offset = 0, refinement_offset = 0;
   uint32_t sink_block_offset = 0;  // of the base page in a sink block, where pages are longer
   uint32_t sink_record_offset = 0;

@@ -66,7 +66,7 @@ class QueryWarp {
       const uint32_t a[4] = {m.x, m.y, m.z, m.w};
       Multiply<false>(c, a, Half(q_[s][0]), Half(q_[s][1]));
     }
-    for (int part = 0; part < 2; ++part) StorePart(part, c, bias[part]);
+    for (int part = 0; part <= task_.refined; ++part) StorePart(part, c, bias[part]);
   }
 
  private:
@@ -90,23 +90,31 @@ class QueryWarp {
     return PackPair<false>(values.x, values.y);
   }
 
+  // `c` has rows 2t, 2t + 1 of components g, g + 8; transposed, a lane has two neighbouring
+  // components of row g.
   FQ_DEVICE void StorePart(int part, const float (&c)[4], float* bias) {
-    const float* unit = Vector(Tables().Unit(0, part));
-    const float* is_class8 = Vector(Tables().IsClass8(part));
-    uint16_t* to = reinterpret_cast<uint16_t*>(to_ + Layout().Coded(part));
-    float sum[2] = {0.0f, 0.0f};
-#pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      const int component = 16 * warp_ + g_ + 8 * (e >> 1), row = 2 * t_ + (e & 1);
-      const uint32_t half = PackPair<false>(c[e] * params_.scale * unit[component], 0.0f);
-      to[row * kHeadSize + component] = static_cast<uint16_t>(half);
-      sum[e & 1] -= 1152.0f * is_class8[component] * UnpackHalves(half).x;
-    }
+    const float* unit = Vector(Tables().Unit(0, part)) + 16 * warp_ + g_;
+    const float* is_class8 = Vector(Tables().IsClass8(part)) + 16 * warp_ + g_;
+    uint32_t* to = reinterpret_cast<uint32_t*>(to_ + Layout().Coded(part)) + g_ * (kHeadSize / 2) +
+                   8 * warp_ + t_;
+    float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
+      const float factor = params_.scale * unit[8 * i];
+      const uint32_t pair = PackPair<false>(c[2 * i] * factor, c[2 * i + 1] * factor);
+      to[4 * i] = Transpose(pair);
+      const float2 rounded = UnpackHalves(pair);
+      sum.x -= 1152.0f * is_class8[8 * i] * rounded.x;
+      sum.y -= 1152.0f * is_class8[8 * i] * rounded.y;
+    }
 #pragma unroll
-      for (int step = 4; step < 32; step <<= 1) sum[i] += __shfl_xor_sync(~0u, sum[i], step);
-      if (g_ == 0) bias[2 * t_ + i] = sum[i];
+    for (int step = 4; step < 32; step <<= 1) {
+      sum.x += __shfl_xor_sync(~0u, sum.x, step);
+      sum.y += __shfl_xor_sync(~0u, sum.y, step);
+    }
+    if (g_ == 0) {
+      bias[2 * t_] = sum.x;
+      bias[2 * t_ + 1] = sum.y;
     }
   }
 
@@ -134,7 +142,7 @@ __global__ void __launch_bounds__(kHeadSize * 2)
   warp.StorePlain(bias[index][2]);
   if (coded) warp.StoreCoded(bias[index]);
   __syncthreads();
-  if (!coded || thread >= 2 * kAttendRows) return;
+  if (!coded || thread >= (1 + params.tasks[blockIdx.x].refined) * kAttendRows) return;
   const int row = thread % kAttendRows, parts = 1 + thread / kAttendRows;
   float sum = 0.0f;
   for (int i = 0; i < kWarps; ++i) {

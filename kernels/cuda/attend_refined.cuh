@@ -40,39 +40,34 @@ FQ_DEVICE void AttendRefined(const AttendParams& params, const AttendPiece& piec
   constexpr int kBytes = K::Offset(kGroups) + V::Offset(kGroups);
   constexpr int kRefinedBytes = RefinedK::Offset(kGroups) + RefinedV::Offset(kGroups);
   constexpr AttendQueryLayout kLayout{kHeadSize};
-  const uint64_t* table = params.pages + piece.table_begin;
-  const uint64_t* refined_table = params.refinements + piece.table_begin;
+  const uint32_t* table = params.pages + piece.table_begin;
+  const uint32_t* refined_table = params.refinements + piece.table_begin;
+  const std::byte* origin = params.pool + piece.offset;
+  const std::byte* refined_origin = params.pool + piece.refinement_offset;
   const int last = piece.page_count - 1;
   QueryRegisters<kHeadSize> q;
   q.Load(queries + kLayout.Coded(0), lane_index);
   const float2 bias =
       *reinterpret_cast<const float2*>(queries + kLayout.Bias(2) + 8 * (lane_index & 3));
   Sums<kHeadSize> refined_sums;
-  const auto prefetch = [&](int i) {
-    if (i > last) return;
-    PrefetchToL2ByWarp<kBytes>(PageAddress(table, i, piece.offset), lane_index);
-    PrefetchToL2ByWarp<kRefinedBytes>(PageAddress(refined_table, i, piece.refinement_offset),
-                                      lane_index);
-  };
 #pragma unroll 1
   for (int i = 0; i <= last; ++i) {
-    const std::byte* page = PageAddress(table, i, piece.offset);
-    const std::byte* refinement = PageAddress(refined_table, i, piece.refinement_offset);
-    prefetch(i + 2);
-    float scores[kTiles][4];
-    {
-      RawSide<K, 0, false, kHeadSize, 0> keys;
-      RawSide<RefinedK, 0, true, kHeadSize, 0> refined_keys;
-      keys.LoadAll(page, lane_index, true);
-      refined_keys.LoadAll(refinement, lane_index, true);
-      ScorePage<false>(keys, q, lane, page, false, scores, softmax.start0(bias.x),
-                       softmax.start1(bias.y));
-      AddRefinedScores(refined_keys, queries + kLayout.Coded(1), lane, scores);
+    const std::byte* page = PageAt(origin, PageEntry(table, i));
+    const std::byte* refinement = PageAt(refined_origin, PageEntry(refined_table, i));
+    RawSide<K, 0, false, kHeadSize, 0> keys;
+    RawSide<RefinedK, 0, true, kHeadSize, 0> refined_keys;
+    keys.LoadAll(page, lane_index, true);
+    refined_keys.LoadAll(refinement, lane_index, true);
+    if (i + 2 <= last) {
+      PrefetchToL2ByWarp<kBytes>(PageAt(origin, PageEntry(table, i + 2)), lane_index);
+      PrefetchToL2ByWarp<kRefinedBytes>(PageAt(refined_origin, PageEntry(refined_table, i + 2)),
+                                        lane_index);
     }
     RawSide<V, 1, false, kHeadSize, K::Offset(kGroups)> values;
-    RawSide<RefinedV, 1, true, kHeadSize, RefinedK::Offset(kGroups)> refined_values;
-    values.LoadAll(page, lane_index, true);
-    refined_values.LoadAll(refinement, lane_index, true);
+    values.LoadAll(page, LaneAfter(lane_index, refined_keys.words[0], params.zero), true);
+    float scores[kTiles][4];
+    ScorePage(keys, q, lane, scores, softmax.start0(bias.x), softmax.start1(bias.y));
+    AddRefinedScores(refined_keys, queries + kLayout.Coded(1), lane, scores);
     const int begin = piece.token_begin - 64 * i, end = piece.token_end - 64 * i;
     if (begin > 0 || end < 64) MaskTokens(scores, 0, begin, end);
     softmax.Weigh(scores, [&](float c0, float c1) {
@@ -82,8 +77,10 @@ FQ_DEVICE void AttendRefined(const AttendParams& params, const AttendPiece& piec
     uint32_t weights[kTiles][2];
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) PackWeights<false>(scores[j], weights[j]);
-    AddValues<false>(values, weights, lane, page, false, sums);
-    AddValues<false>(refined_values, weights, lane, page, false, refined_sums);
+    RawSide<RefinedV, 1, true, kHeadSize, RefinedK::Offset(kGroups)> refined_values;
+    refined_values.LoadAll(refinement, LaneAfter(lane_index, values.words[0], params.zero), true);
+    AddValues(values, weights, lane, sums);
+    AddValues(refined_values, weights, lane, refined_sums);
   }
   ApplyUnits(params.records[blockIdx.x], 0, sums);
   ApplyUnits(params.records[blockIdx.x], 1, refined_sums);

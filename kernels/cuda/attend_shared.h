@@ -10,14 +10,19 @@ namespace fq {
 // because their address is a code byte, a lane, and a constant.
 inline constexpr int kSharedBase = 1024;
 
-// The tables of a head. Base tables: 256 rows of 256 bytes, K in the first half of a row and V in
-// the second, repeated for every lane (class 1: for 16 lanes), so that no two lanes meet in a bank.
-// Refinement tables: as they are, 8 KiB.
+// The tables of a head. A replicated table has 256 rows of 256 bytes, K in the first half of a row
+// and V in the second, repeated for every lane (entries of 8 bytes: for 16 lanes), so that no two
+// lanes meet in a bank. A plain one is as in the record. Three replicated tables fit: of class 2
+// and class 4, and of class 1, or of the refinement's class 2 in kernels that read refinements.
+inline constexpr int kReplicatedBytes = 65536;
 inline constexpr int kSharedClass2 = 0;
-inline constexpr int kSharedClass4 = 65536;
-inline constexpr int kSharedClass1 = 2 * 65536;
-inline constexpr int kSharedRefinement = 3 * 65536;
-inline constexpr int kSharedTables = kSharedRefinement + 4 * kLookupWords;
+inline constexpr int kSharedClass4 = kReplicatedBytes;
+inline constexpr int kSharedThird = 2 * kReplicatedBytes;
+inline constexpr int kSharedRefinement = 3 * kReplicatedBytes;  // plain, all classes
+inline constexpr int kSharedPlainClass1 = kSharedRefinement + 4 * kLookupWords;
+FQ_HD constexpr int SharedTables(bool refined) {
+  return refined ? kSharedPlainClass1 + 4 * (kLookupWords - kClass1Words) : kSharedRefinement;
+}
 
 // What the warps of a block leave for each other lies over the tables when those are done with:
 // values f32[warps][d / 16][32][4], stats f32[warps][8][2], slots i32[warps].
@@ -32,9 +37,9 @@ struct PartialsLayout {
 };
 
 // Dynamic shared memory of a block, in bytes.
-FQ_HD constexpr int AttendSharedBytes(int head_size) {
-  return kSharedTables > PartialsLayout{head_size}.Bytes() ? kSharedTables
-                                                           : PartialsLayout{head_size}.Bytes();
+FQ_HD constexpr int AttendSharedBytes(int head_size, bool refined) {
+  const int partials = PartialsLayout{head_size}.Bytes(), tables = SharedTables(refined);
+  return tables > partials ? tables : partials;
 }
 
 }  // namespace fq

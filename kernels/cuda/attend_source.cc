@@ -28,7 +28,8 @@ std::string AttendSource(const AttendVariant& variant) {
   for (const auto& instance : variant.instances) {
     absl::StrAppend(&profiles, ",\n    ", ProfileType(instance));
   }
-  return absl::StrCat("#include \"kernels/cuda/attend_kernel.cuh\"\nnamespace fq {\nextern \"C\" ",
+  return absl::StrCat(variant.refined() ? "#define FQ_REFINED\n" : "",
+                      "#include \"kernels/cuda/attend_kernel.cuh\"\nnamespace fq {\nextern \"C\" ",
                       "__global__ void __launch_bounds__(kAttendWarps * 32, 1) ", kAttendKernelName,
                       "(\n    const __grid_constant__ AttendParams params) {\n  AttendBlock<",
                       variant.head_size, ", ", variant.bf16 ? "true" : "false", profiles,

@@ -24,6 +24,14 @@ struct AttendVariant {
     }
   };
   std::vector<Instance> instances;  // AttendPiece::code = kAttendFirstProfile + index
+
+  // Whether any instance reads refinements.
+  bool refined() const {
+    for (const Instance& instance : instances) {
+      if (!instance.k_refinement.empty()) return true;
+    }
+    return false;
+  }
 };
 
 inline constexpr char kAttendKernelName[] = "fq_attend";

@@ -104,31 +104,35 @@ Times TimeGraph(cudaGraphExec_t graph, int calls, cudaStream_t stream) {
   return {times[kReplays / 2], times[kReplays / 10], times[kReplays * 9 / 10]};
 }
 
-// Caches of one shape: pages of random bytes, and a page table for each.
+// Caches of one shape in one pool: slabs of random bytes, and a page table for each.
 class Caches {
  public:
-  Caches(const CodecSet& set, PageKind kind, int pages, int count) : pages_(pages) {
-    for (int h = 0; h < set.kv_heads(); ++h) {
-      bytes_ += PageBytes({kind, DType::kF16, set.head_size(), false}, &set.profile(0, h));
-    }
+  // `slab_bytes` of the kinds of a block: base, and refinement or 0.
+  Caches(const size_t (&slab_bytes)[2], int pages, int count) : pages_(pages) {
     const size_t slabs = static_cast<size_t>(pages) * count;
-    pool_ = Value(DeviceBuffer::Allocate(slabs * bytes_));
+    block_bytes_ = slab_bytes[0] + slab_bytes[1];
+    pool_ = Value(DeviceBuffer::Allocate(slabs * block_bytes_));
     FillPool();
-    std::vector<uint64_t> table(slabs);
-    for (size_t i = 0; i < slabs; ++i) {
-      table[i] = reinterpret_cast<uint64_t>(pool_.as<std::byte>()) + i * bytes_;
-    }
+    std::vector<uint32_t> order(slabs), tables[2];
+    for (size_t i = 0; i < slabs; ++i) order[i] = static_cast<uint32_t>(i);
     Random random(5);
     for (size_t i = slabs; i > 1; --i) {
-      std::swap(table[i - 1], table[random.Below(static_cast<uint32_t>(i))]);
+      std::swap(order[i - 1], order[random.Below(static_cast<uint32_t>(i))]);
     }
-    table_ = Value(DeviceBuffer::CopyOf(table.data(), table.size() * sizeof(uint64_t)));
+    for (uint32_t slab : order) {
+      tables[0].push_back(static_cast<uint32_t>(slab * block_bytes_ / 64));
+      tables[1].push_back(static_cast<uint32_t>((slab * block_bytes_ + slab_bytes[0]) / 64));
+    }
+    for (int part : {0, 1}) {
+      tables_[part] = Value(DeviceBuffer::CopyOf(tables[part].data(), 4 * slabs));
+    }
   }
 
-  const uint64_t* Table(int cache) const {
-    return table_.as<uint64_t>() + static_cast<size_t>(cache) * pages_;
+  const std::byte* pool() const { return pool_.as<std::byte>(); }
+  const uint32_t* Table(int cache, int part) const {
+    return tables_[part].as<uint32_t>() + static_cast<size_t>(cache) * pages_;
   }
-  double CacheBytes() const { return static_cast<double>(pages_) * bytes_; }
+  double CacheBytes() const { return static_cast<double>(pages_) * block_bytes_; }
 
  private:
   void FillPool() {
@@ -143,8 +147,8 @@ class Caches {
   }
 
   int pages_;
-  size_t bytes_ = 0;
-  DeviceBuffer pool_, table_;
+  size_t block_bytes_ = 0;
+  DeviceBuffer pool_, tables_[2];
 };
 
 class Bench {
@@ -158,8 +162,7 @@ class Bench {
                              tables_.Record(0, 0))) {
     const std::string architecture = Value(DeviceArchitecture());
     kernel_ = Value(AttendKernel::Load(
-        Value(CompileAttend(layer_.variant, architecture, settings.cache_folder)),
-        settings.head_size, false));
+        layer_.variant, Value(CompileAttend(layer_.variant, architecture, settings.cache_folder))));
     if (settings_.blocks == 0) {
       Check(cudaDeviceGetAttribute(&settings_.blocks, cudaDevAttrMultiProcessorCount, 0),
             "cudaDeviceGetAttribute");
@@ -180,28 +183,29 @@ class Bench {
     }
     const AttendPlan plan = PlanAttend({settings_.blocks, kGroup}, layer_.heads, sequences);
     AttendWorkspace workspace = Value(AttendWorkspace::Create(plan, settings_.head_size));
-    size_t slab = 0;
+    size_t slab_bytes[2] = {0, 0};
     for (int h = 0; h < kKvHeads; ++h) {
-      slab += PageBytes({PageKind::kBase, DType::kF16, settings_.head_size, false},
-                        &set_->profile(0, h));
+      slab_bytes[0] += layer_.heads[h].base_bytes;
+      slab_bytes[1] += settings_.refined ? layer_.heads[h].refinement_bytes : 0;
     }
-    const int count = std::max(2, static_cast<int>(std::ceil(kColdBytes / (double(pages) * slab))));
-    const Caches base(*set_, PageKind::kBase, pages, count);
-    const Caches refinement(*set_, PageKind::kRefinement, settings_.refined ? pages : 1, count);
+    const int count = std::max(
+        2, static_cast<int>(std::ceil(kColdBytes / (static_cast<double>(pages) * slab_bytes[0]))));
+    const Caches caches(slab_bytes, pages, count);
     const size_t rows = lengths.size() * kKvHeads * kGroup;
     const DeviceBuffer q = RandomQueries(rows),
                        out = Value(DeviceBuffer::Allocate(2 * rows * settings_.head_size)),
                        lse = Value(DeviceBuffer::Allocate(4 * rows));
-    const double bytes = base.CacheBytes() + (settings_.refined ? refinement.CacheBytes() : 0);
+    const double bytes = caches.CacheBytes();
     for (int steps : {kAttendPages | kAttendMerge, int{kAttendAllSteps}, int{kAttendPages}}) {
       cudaGraph_t graph;
       cudaGraphExec_t executable;
       Check(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal), "capture");
       for (int i = 0; i < count; ++i) {
         const AttendInputs inputs = {q.as<void>(),
-                                     base.Table(i),
-                                     refinement.Table(settings_.refined ? i : 0),
-                                     1.0f / std::sqrt(float(settings_.head_size)),
+                                     caches.pool(),
+                                     caches.Table(i, 0),
+                                     caches.Table(i, 1),
+                                     1.0f / std::sqrt(static_cast<float>(settings_.head_size)),
                                      out.as<void>(),
                                      lse.as<float>()};
         Check(LaunchAttend(*kernel_, workspace, inputs, stream_, steps));

@@ -179,6 +179,7 @@ absl::Status AttendCase::Upload() {
     for (const Slab& slab : sequence) {
       parts.push_back(&slab.primary);
       parts.push_back(&slab.refinement);
+      FQ_CHECK(slab.primary.size() % 64 == 0 && slab.refinement.size() % 64 == 0);
       bytes += slab.primary.size() + slab.refinement.size();
       ++entries;
     }
@@ -191,11 +192,10 @@ absl::Status AttendCase::Upload() {
   }
   FQ_ASSIGN_OR_RETURN(pool_, DeviceBuffer::Allocate(std::max<size_t>(bytes, 1)));
   std::vector<std::byte> packed(bytes);
-  std::vector<uint64_t> pages(entries), refinements(entries);
+  std::vector<uint32_t> pages(entries), refinements(entries);
   size_t at = 0;
   for (size_t i : order) {
-    const uint64_t address = reinterpret_cast<uint64_t>(pool_.as<std::byte>()) + at;
-    (i % 2 == 0 ? pages : refinements)[i / 2] = address;
+    (i % 2 == 0 ? pages : refinements)[i / 2] = static_cast<uint32_t>(at / 64);
     std::copy(parts[i]->begin(), parts[i]->end(), packed.begin() + static_cast<int64_t>(at));
     at += parts[i]->size();
   }
@@ -226,8 +226,7 @@ absl::Status AttendCase::Plan() {
   FQ_ASSIGN_OR_RETURN(const std::string architecture, DeviceArchitecture());
   FQ_ASSIGN_OR_RETURN(const std::vector<char> code,
                       CompileAttend(layer.variant, architecture, options_.cache_folder));
-  FQ_ASSIGN_OR_RETURN(
-      kernel_, AttendKernel::Load(code, options_.set->head_size(), options_.dtype == DType::kBF16));
+  FQ_ASSIGN_OR_RETURN(kernel_, AttendKernel::Load(layer.variant, code));
   int blocks = options_.blocks;
   if (blocks == 0) {
     FQ_RETURN_IF_CUDA_ERROR(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, 0));
@@ -244,9 +243,13 @@ absl::StatusOr<AttendCase::Result> AttendCase::Run() {
   FQ_ASSIGN_OR_RETURN(q_device_, Copy(q_));
   FQ_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(out_.as<void>(), 0xFF, out_.bytes(), stream_));
   FQ_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(lse_.as<void>(), 0xFF, lse_.bytes(), stream_));
-  const AttendInputs inputs = {
-      q_device_.as<void>(), pages_.as<uint64_t>(), refinements_.as<uint64_t>(), scale(),
-      out_.as<void>(),      lse_.as<float>()};
+  const AttendInputs inputs = {q_device_.as<void>(),
+                               pool_.as<std::byte>(),
+                               pages_.as<uint32_t>(),
+                               refinements_.as<uint32_t>(),
+                               scale(),
+                               out_.as<void>(),
+                               lse_.as<float>()};
   FQ_RETURN_IF_ERROR(LaunchAttend(*kernel_, *workspace_, inputs, stream_));
   FQ_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream_));
   FQ_RETURN_IF_CUDA_ERROR(
