@@ -1,8 +1,9 @@
 """Calibration: transforms, allocation, tables, and the whole command on a tiny random model."""
 
-import json
 import random
-import shutil
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,16 @@ import torch
 from tiny_model import make_model, make_texts
 
 from flashquant.calibrate.allocation import (DISTORTION, LEVELS, allocate, allocate_in_groups,
-                                             merge_heads, unit_channels)
+                                             gaussian_error, merge_heads, unit_channels)
 from flashquant.calibrate.command import split_texts
-from flashquant.calibrate.statistics import Plan, Statistics, measure
+from flashquant.calibrate.gradients import LayerInputs, draw_labels
+from flashquant.calibrate.statistics import Sequence, Statistics, measure
 from flashquant.calibrate.tables import chain_words, fit_tables, half_words, k_means
 from flashquant.calibrate.transform import fit_transform
 from flashquant.cli import main
 from flashquant.codec import PartCodec
 from flashquant.codec_set import chain_values, half_pairs, parse_codec_set, read_codec_set
-from flashquant.models import Window, load_model
+from flashquant.models import load_model
 from flashquant.models.base import hidden_states
 from flashquant.models.text import Document, spread_sequences
 
@@ -41,8 +43,12 @@ def folder(tmp_path_factory):
     return path
 
 
-def random_energy(seed, heads=40, units=16):
-    return np.exp(np.random.default_rng(seed).normal(0, 3, (heads, units)))
+def random_error(seed, heads=40, units=16):
+    """Errors that fall with the class, each unit in its own way."""
+    source = np.random.default_rng(seed)
+    error = gaussian_error(np.exp(source.normal(0, 3, (heads, units))))
+    error[..., 1:] *= np.sort(source.uniform(0.5, 1, (heads, units, 4)))[..., ::-1]
+    return error
 
 
 def test_transform_whitens_and_diagonalises_loss(seed):
@@ -59,9 +65,9 @@ def test_transform_whitens_and_diagonalises_loss(seed):
 @pytest.mark.parametrize("most", [1, 4, 16, 40])
 @pytest.mark.parametrize("bits", [0.5, 2.12, 4.0, 7.9])
 def test_allocate_spends_budget_but_no_more(seed, bits, most):
-    energy = random_energy(seed)
-    budget = int(bits * energy.size * 8)
-    menu = allocate(energy, budget, 8, most)
+    error = random_error(seed)
+    budget = int(bits * error[..., 0].size * 8)
+    menu = allocate(error, budget, 8, most)
     spent = menu.bits(8)
     assert len(menu.choice) <= most and menu.profile_of.max() < len(menu.choice)
     # One more step of the dearest profile would not fit.
@@ -73,33 +79,32 @@ def test_allocate_spends_budget_but_no_more(seed, bits, most):
 
 def test_allocate_free_is_optimal_on_the_hull(seed):
     """No exchange of one step up against one step down of other units lowers the distortion."""
-    energy = random_energy(seed, heads=6, units=8)
-    menu = allocate(energy, int(2.1 * energy.size * 8), 8, 6)
+    error = gaussian_error(np.exp(np.random.default_rng(seed).normal(0, 3, (6, 8))))
+    menu = allocate(error, int(2.1 * 48 * 8), 8, 6)
     choice = menu.choice[menu.profile_of]
-    up = [energy[h, u] * (DISTORTION[c] - DISTORTION[c + 1]) / (LEVELS[c + 1] - LEVELS[c])
+    up = [(error[h, u, c] - error[h, u, c + 1]) / (LEVELS[c + 1] - LEVELS[c])
           for (h, u), c in np.ndenumerate(choice) if c < 4]
-    down = [energy[h, u] * (DISTORTION[c - 1] - DISTORTION[c]) / (LEVELS[c] - LEVELS[c - 1])
+    down = [(error[h, u, c - 1] - error[h, u, c]) / (LEVELS[c] - LEVELS[c - 1])
             for (h, u), c in np.ndenumerate(choice) if c > 0]
     assert sorted(down)[2] >= sorted(up)[-2] * 0.999  # the rest of the budget may break a few ties
 
 
 def test_allocate_more_profiles_less_distortion(seed):
-    energy = random_energy(seed)
-    budget = int(2.1 * energy.size * 8)
-    loss = [allocate(energy, budget, 8, most).distortion(energy) for most in (1, 8, 40)]
+    error = random_error(seed)
+    budget = int(2.1 * error[..., 0].size * 8)
+    loss = [allocate(error, budget, 8, most).distortion(error) for most in (1, 8, 40)]
     assert loss[0] >= loss[1] >= loss[2]
 
 
 def test_allocate_in_groups_keeps_groups(seed):
-    energy = random_energy(seed)
     groups = np.arange(40) % 7
-    menu = allocate_in_groups(energy, groups, 10000, 8)
+    menu = allocate_in_groups(random_error(seed), groups, 10000, 8)
     assert np.array_equal(menu.profile_of, groups) and menu.bits(8) <= 10000
 
 
 def test_merge_heads_equal_heads_together():
     energy = np.repeat([[8.0, 1, 0, 0], [1, 1, 1, 1], [0, 0, 9, 9]], 5, axis=0)
-    group = merge_heads(energy, 0.01, 8, 3)
+    group = merge_heads(gaussian_error(energy), 0.01, 8, 3)
     assert len(set(group)) <= 3
     assert all(len(set(group[i:i + 5])) == 1 for i in (0, 5, 10))
 
@@ -150,54 +155,18 @@ def test_fit_tables_error_near_theory(seed, is_key):
 
 def test_spread_sequences_in_turn_and_inside():
     documents = [Document("a", torch.arange(100)), Document("b", torch.arange(1000, 1300))]
+    assert [int(s[0]) for s in spread_sequences(documents, 50, 1)] == [1125]
     sequences = spread_sequences(documents, 50, 4)
     assert [int(s[0]) for s in sequences] == [12, 1062, 37, 1187]
     assert all(len(s) == 50 for s in sequences)
-
-
-def test_model_matches_transformers(folder):
-    from transformers import AutoModelForCausalLM
-
-    theirs = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-    model = load_model(folder / "model")
-    ids = torch.randint(256, (200,), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected = theirs(ids[None]).logits[0]
-        found = hidden_states(model, ids) @ model.head_weight().T
-    assert torch.allclose(found, expected, atol=1e-3 * float(expected.abs().max()))
-
-
-def test_model_far_queries_see_coded_rows_only_far(folder):
-    model = load_model(folder / "model")
-    ids = torch.randint(256, (512,), generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        raw = hidden_states(model, ids)
-        coded = hidden_states(model, ids, lambda _, k, v: (k * 0, v * 0), Window(16, 128, 64))
-    different = (raw != coded).any(1).nonzero()[:, 0]
-    # The chunk at 192 is the first whose window leaves rows (16..63) beyond it.
-    assert int(different[0]) == 192
-
-
-@pytest.mark.parametrize("change,message", [
-    ({"architectures": ["GemmaForCausalLM"]}, "architecture .'GemmaForCausalLM'. is not supported"),
-    ({"hidden_act": "gelu"}, "hidden_act is 'gelu'; supported: 'silu'"),
-    ({"attention_bias": True}, "attention_bias is True"),
-    ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type is 'yarn'"),
-])
-def test_load_model_unknown_refused(folder, tmp_path, change, message):
-    shutil.copytree(folder / "model", tmp_path / "model")
-    file = tmp_path / "model" / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | change), "utf-8")
-    with pytest.raises(ValueError, match=message):
-        load_model(tmp_path / "model")
 
 
 def test_measure_fisher_matches_autograd_of_whole_model(folder):
     """The layer-by-layer backward pass gives the gradient of the loss in one piece."""
     model = load_model(folder / "model")
     ids = torch.randint(256, (512,), generator=torch.Generator().manual_seed(0))
-    plan = Plan([ids], [], 1, 100, 3)
-    found = measure(model, plan, lambda _: None)
+    found = Statistics("test")
+    measure(model, [Sequence(ids, 1)], found, 3, lambda _: None)
     leaves = {}
 
     def detour(layer, k, v):
@@ -206,34 +175,101 @@ def test_measure_fisher_matches_autograd_of_whole_model(folder):
 
     hidden = hidden_states(model, ids, detour)[256:]
     logits = hidden @ model.head_weight().T
-    labels = torch.multinomial(logits.detach().softmax(-1), 1,
-                               generator=torch.Generator().manual_seed(3))[:, 0]
+    labels = draw_labels(logits.detach().softmax(-1), torch.Generator().manual_seed(3))
     torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
     for layer in range(2):
         for kv in (0, 1):
             gradient = leaves[layer][kv].grad[:, 16:512 - 192]
             expected = gradient.transpose(1, 2) @ gradient / gradient.shape[1]
-            assert torch.allclose(found.fisher_long[layer, kv], expected, rtol=1e-3,
+            assert torch.allclose(found.fisher()[layer, kv].float(), expected, rtol=1e-3,
                                   atol=1e-4 * float(expected.abs().max()))
 
 
-def test_statistics_save_load_same(folder, tmp_path):
+def measured(model, sequences, file=None, stop=None):
+    """Statistics of `sequences`; stopped, as by a kill, after `stop` of them."""
+    statistics = Statistics.load(file) if file and file.exists() else Statistics("test")
+    lines = []
+
+    def progress(line):
+        lines.append(line)
+        if stop is not None and len(lines) == stop:
+            raise KeyboardInterrupt
+
+    measure(model, sequences, statistics, 0, progress, file)
+    return statistics
+
+
+def test_measure_sums_by_length_and_blocks(folder):
     model = load_model(folder / "model")
-    ids = torch.randint(256, (512,), generator=torch.Generator().manual_seed(0))
-    saved = measure(model, Plan([ids], [ids], 1, 4, 0), lambda _: None)
-    saved.save(tmp_path / "s.pt")
-    loaded = Statistics.load(tmp_path / "s.pt")
-    assert loaded.tokens == 512 and torch.equal(loaded.rows, saved.rows)
-    assert torch.equal(loaded.fisher_short, saved.fisher_short)
-    assert saved.rows.shape[3] % 64 == 0 and saved.rows.shape[3] <= 4 * 64
+    ids = [torch.randint(256, (n,), generator=torch.Generator().manual_seed(n))
+           for n in (512, 640, 512)]
+    found = measured(model, [Sequence(x, b) for x, b in zip(ids, (3, 0, 2))])
+    assert {n: sums.sequences for n, sums in found.by_length.items()} == {512: 2, 640: 1}
+    assert found.tokens == 640 and found.rows().shape == (2, 2, 2, 5 * 64, 64)
+    alone = [measured(model, [Sequence(x, 0)]) for x in ids]
+    rows = [496, 624, 496]
+    mean = sum(n * s.mean_and_covariance()[0] for n, s in zip(rows, alone)) / sum(rows)
+    assert torch.allclose(found.mean_and_covariance()[0], mean)
+    # Labels are drawn per sequence, so only the first has the same seed as when it runs alone.
+    assert torch.equal(measured(model, [Sequence(ids[0], 0)]).fisher(), alone[0].fisher())
+    assert float(found.mean_and_covariance()[1].diagonal(dim1=-2, dim2=-1).min()) > 0
+
+
+def test_measure_covariance_is_that_of_the_rows(folder):
+    model = load_model(folder / "model")
+    ids = torch.randint(256, (512,), generator=torch.Generator().manual_seed(1))
+    seen = {}
+    with torch.no_grad():
+        hidden_states(model, ids, lambda layer, k, v: seen.setdefault(layer, (k, v)))
+    mean, covariance = measured(model, [Sequence(ids, 0)]).mean_and_covariance()
+    for layer in range(2):
+        for kv in (0, 1):
+            for head in (0, 1):
+                rows = seen[layer][kv][head, 16:].double()
+                assert torch.allclose(mean[layer, kv, head], rows.mean(0), atol=1e-5)
+                assert torch.allclose(covariance[layer, kv, head],
+                                      torch.cov(rows.T, correction=0), atol=1e-4)
+
+
+def test_measure_stopped_and_continued_same(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("flashquant.calibrate.statistics.SAVE_SECONDS", 0.0)
+    model = load_model(folder / "model")
+    sequences = [Sequence(torch.randint(256, (512,), generator=torch.Generator().manual_seed(n)), 2)
+                 for n in range(4)]
+    file = tmp_path / "s.pt"
+    with pytest.raises(KeyboardInterrupt):
+        measured(model, sequences, file, stop=3)
+    assert Statistics.load(file).done == 2  # the third was measured, but not saved
+    continued, whole = measured(model, sequences, file), measured(model, sequences)
+    assert continued.done == 4
+    assert torch.equal(continued.rows(), whole.rows())
+    assert torch.equal(continued.fisher(), whole.fisher())
+    assert torch.equal(continued.mean_and_covariance()[1], whole.mean_and_covariance()[1])
+
+
+def test_draw_labels_follow_probabilities(seed):
+    probabilities = torch.tensor([[0.0, 0.5, 0.2, 0.3, 0.0]]).expand(20000, 5)
+    labels = draw_labels(probabilities, torch.Generator().manual_seed(seed))
+    found = torch.bincount(labels, minlength=5) / len(labels)
+    assert torch.allclose(found, probabilities[0], atol=0.02)
+    assert int(found.count_nonzero()) == 3
+
+
+def test_layer_inputs_beyond_memory_on_disk():
+    stack = LayerInputs(memory_bytes=1000)
+    kept = [torch.randn(10, 10) for _ in range(6)]
+    for x in kept:
+        stack.push(x)
+    assert sum(not isinstance(x, torch.Tensor) for x in stack._stack) == 4
+    for x in reversed(kept):
+        assert torch.equal(stack.pop(), x)
 
 
 def calibrate(folder, output, *extra):
     texts = [sorted(str(f) for f in (folder / kind).iterdir()) for kind in ("calibration", "test")]
     return main(["calibrate", "--model", str(folder / "model"), "--text", *texts[0],
-                 "--test-text", *texts[1], "-o", str(output), "--tokens", "512",
-                 "--sequences", "3", "--fisher-sequences", "2", "--short-tokens", "512",
-                 "--short-sequences", "1", "--test-tokens", "512", "--threads", "1", *extra])
+                 "--test-text", *texts[1], "-o", str(output), "--sequences", "640:2", "512:2",
+                 "--test-tokens", "512", "--threads", "1", *extra])
 
 
 def test_calibrate_command_deterministic_and_within_budget(folder, tmp_path, capfd):
@@ -243,6 +279,7 @@ def test_calibrate_command_deterministic_and_within_budget(folder, tmp_path, cap
     assert a == b
     codec_set = parse_codec_set(a)
     assert (codec_set.layers, codec_set.kv_heads, codec_set.head_size) == (2, 2, 64)
+    assert codec_set.calibrated_tokens == 640
     assert 1.9 < codec_set.bits_per_value(False) <= 2.1
     assert 3.8 < codec_set.bits_per_value(True) <= 4.1
     loss = codec_set.loss
@@ -251,22 +288,54 @@ def test_calibrate_command_deterministic_and_within_budget(folder, tmp_path, cap
     assert " left" in capfd.readouterr().err
 
 
-def test_calibrate_command_statistics_reused(folder, tmp_path, capfd):
+def test_calibrate_command_killed_and_continued_same_bytes(folder, tmp_path):
+    """SIGKILL in the middle of measuring; the second run goes on and writes the same file."""
+    code = ("import sys; from flashquant.calibrate import statistics; "
+            "statistics.SAVE_SECONDS = 0.0; from flashquant.cli import main; "
+            "sys.exit(main(sys.argv[1:]))")
+    texts = [sorted(str(f) for f in (folder / kind).iterdir()) for kind in ("calibration", "test")]
+    command = [sys.executable, "-c", code, "calibrate", "--model", str(folder / "model"), "--text",
+               *texts[0], "--test-text", *texts[1], "--sequences", "640:2", "512:4",
+               "--test-tokens", "512", "--threads", "1"]
+    kept = [*command, "--statistics", str(tmp_path / "s.pt"), "-o", str(tmp_path / "a.fqcs")]
+    process = subprocess.Popen(kept, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if "sequence 3/6" in line:
+            process.kill()
+    assert process.wait() == -9 and not (tmp_path / "a.fqcs").exists()
+    again = subprocess.run(kept, stderr=subprocess.PIPE, text=True, check=True).stderr
+    assert re.search("statistics of [234] sequences from", again)
+    assert "sequence 1/6" not in again and "sequence 6/6" in again
+    subprocess.run([*command, "-o", str(tmp_path / "b.fqcs")], check=True)
+    assert (tmp_path / "a.fqcs").read_bytes() == (tmp_path / "b.fqcs").read_bytes()
+
+
+def test_calibrate_command_other_statistics_refused(folder, tmp_path, capfd):
     kept = ("--statistics", str(tmp_path / "s.pt"))
     assert calibrate(folder, tmp_path / "a.fqcs", *kept) == 0
-    assert calibrate(folder, tmp_path / "b.fqcs", *kept, "--seed", "4") == 0
-    assert "statistics from" in capfd.readouterr().err
-    assert read_codec_set(tmp_path / "b.fqcs").seed == 4
+    assert calibrate(folder, tmp_path / "b.fqcs", *kept, "--seed", "4") == 1
+    assert "measured with another model, text, seed" in capfd.readouterr().err
+    (tmp_path / "s.pt").write_bytes(b"nonsense")
+    assert calibrate(folder, tmp_path / "b.fqcs", *kept) == 1
+    assert "not a file of statistics" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("arguments,message", [
     (["--bits", "2"], "--bits: found"), (["--bits", "4", "--bits", "2"], "--bits: found"),
-    (["--profiles", "33"], "--profiles: found 33"), (["--tokens", "64"], "--tokens: found 64"),
-    (["--tokens", "100000"], "tokens, at least 100000 are needed")])
+    (["--profiles", "33"], "--profiles: found 33"),
+    (["--sequences", "1030:1"], "1030 tokens, but the model has 1024"),
+    (["--sequences", "100000:1"], "tokens, at least 100000 are needed")])
 def test_calibrate_command_bad_arguments_refused(folder, tmp_path, capfd, arguments, message):
     assert calibrate(folder, tmp_path / "a.fqcs", *arguments) == 1
     assert message in capfd.readouterr().err
     assert not (tmp_path / "a.fqcs").exists()
+
+
+@pytest.mark.parametrize("value", ["512", "512:0", "64:2", "a:b"])
+def test_calibrate_command_bad_sequences_refused(folder, tmp_path, capfd, value):
+    with pytest.raises(SystemExit):
+        calibrate(folder, tmp_path / "a.fqcs", "--sequences", value)
+    assert f"found {value!r}, expected TOKENS:COUNT" in capfd.readouterr().err
 
 
 def test_split_texts_without_test_text_holds_out_every_third():

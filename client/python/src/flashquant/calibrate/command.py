@@ -1,6 +1,7 @@
 """`flashquant calibrate`: statistics of a model on texts -> codec-set file."""
 
 import argparse
+import hashlib
 import sys
 import time
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 
 from flashquant.calibrate.fit import FitOptions, fit_codec_set
-from flashquant.calibrate.statistics import Plan, Statistics, measure
+from flashquant.calibrate.statistics import Sequence, Statistics, measure
 from flashquant.calibrate.transform import DAMPING
 from flashquant.codec_set import HEAD_SIZES, CodecSet, write_codec_set
 from flashquant.evaluate.codecs import FQ_NAMES, make_codec
@@ -16,7 +17,9 @@ from flashquant.evaluate.scoring import Evaluation, Score
 from flashquant.models import Model, load_model
 from flashquant.models.text import Document, read_documents, spread_sequences
 
-CREATED_BY = "flashquant calibrate 1"
+CREATED_BY = "flashquant calibrate 2"
+SEQUENCES = ((8192, 4), (4096, 8), (1024, 24))
+LEAST_TOKENS = 512
 
 
 def add_parser(commands) -> None:
@@ -43,24 +46,17 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     add("-o", "--output", type=Path, required=True, metavar="FILE", help=".fqcs file to write")
     add("--name", help="model name stored in the file (default: name of the folder)")
     add("--statistics", type=Path, metavar="FILE",
-        help="keep what was measured in FILE; if FILE exists, use it instead of measuring")
+        help="keep what was measured in FILE, every minute; if FILE exists, go on from there")
 
 
 def _add_choices(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--bits", type=float, action="append", metavar="B",
         help="twice: bits per value of base, then of base + refinement (default: 2.12 4.12)")
-    add("--tokens", type=int, default=4096,
-        help="length of long sequences: what will be served (default: %(default)s)")
-    add("--sequences", type=int, default=12,
-        help="long sequences for covariance and tables (default: %(default)s)")
-    add("--fisher-sequences", type=int, default=12,
-        help="how many of them are run with gradients (default: %(default)s)")
-    add("--short-tokens", type=int, default=1024,
-        help="length of short sequences (default: %(default)s)")
-    add("--short-sequences", type=int, default=24,
-        help="short sequences with gradients (default: %(default)s)")
-    add("--sample-blocks", type=int, default=256,
+    add("--sequences", type=_length_and_count, nargs="+", default=list(SEQUENCES),
+        metavar="TOKENS:COUNT", help="how many sequences of which length are run; the longest as "
+        f"long as what will be served (default: {' '.join(f'{n}:{c}' for n, c in SEQUENCES)})")
+    add("--sample-blocks", type=int, default=384,
         help="blocks of 64 rows kept for tables (default: %(default)s)")
     add("--profiles", type=int, default=32,
         help="most (K, V) profiles, 1..32 (default: %(default)s)")
@@ -69,8 +65,19 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     add("--test-tokens", type=int, default=2048,
         help="tokens of each test text (default: %(default)s)")
     add("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
+    add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     add("--threads", type=int, default=torch.get_num_threads(),
         help="CPU threads (default: %(default)s)")
+
+
+def _length_and_count(text: str) -> tuple[int, int]:
+    """`TOKENS:COUNT` of the command line."""
+    tokens, _, count = text.partition(":")
+    if not (tokens.isdecimal() and count.isdecimal() and int(count) > 0
+            and int(tokens) >= LEAST_TOKENS):
+        raise argparse.ArgumentTypeError(
+            f"found {text!r}, expected TOKENS:COUNT with TOKENS >= {LEAST_TOKENS}, COUNT >= 1")
+    return int(tokens), int(count)
 
 
 def _say(text: str) -> None:
@@ -82,8 +89,7 @@ def _check(args: argparse.Namespace) -> tuple[float, float]:
     bits = args.bits or [2.12, 4.12]
     if len(bits) != 2 or not 0 < bits[0] < bits[1] <= 16:
         raise ValueError(f"--bits: found {bits}, expected two, rising, in (0, 16]")
-    least = {"sequences": 1, "fisher_sequences": 1, "short_sequences": 1, "tokens": 512,
-             "short_tokens": 512, "test_tokens": 512, "profiles": 1, "sample_blocks": 1}
+    least = {"test_tokens": LEAST_TOKENS, "profiles": 1, "sample_blocks": 1}
     for name, lowest in least.items():
         if getattr(args, name) < lowest:
             raise ValueError(f"--{name.replace('_', '-')}: found {getattr(args, name)}, "
@@ -107,17 +113,32 @@ def split_texts(texts: list[Path], test_texts: list[Path] | None) -> tuple[list[
     return texts, test_texts
 
 
+def _sequences(args: argparse.Namespace) -> list[Sequence]:
+    """The sequences to run. Blocks for tables come from the longest and those half as long."""
+    longest = max(tokens for tokens, _ in args.sequences)
+    documents = read_documents(args.model, args.text, longest)
+    total = sum(tokens * count for tokens, count in args.sequences if 2 * tokens >= longest)
+    found = []
+    for tokens, count in args.sequences:
+        blocks = max(1, round(args.sample_blocks * tokens / total)) if 2 * tokens >= longest else 0
+        found += [Sequence(ids, blocks) for ids in spread_sequences(documents, tokens, count)]
+    return found
+
+
 def _statistics(args: argparse.Namespace, model: Model) -> Statistics:
+    sequences = _sequences(args)
+    digest = hashlib.sha256(f"{model.name} {args.seed} {args.device}".encode())
+    for sequence in sequences:
+        digest.update(f"{sequence.blocks} {sequence.ids.tolist()}".encode())
+    statistics = Statistics(plan=digest.hexdigest())
     if args.statistics and args.statistics.exists():
-        _say(f"statistics from {args.statistics}")
-        return Statistics.load(args.statistics)
-    documents = read_documents(args.model, args.text, args.tokens)
-    plan = Plan(spread_sequences(documents, args.tokens, args.sequences),
-                spread_sequences(documents, args.short_tokens, args.short_sequences),
-                min(args.fisher_sequences, args.sequences), args.sample_blocks, args.seed)
-    statistics = measure(model, plan, _say)
-    if args.statistics:
-        statistics.save(args.statistics)
+        statistics = Statistics.load(args.statistics)
+        if statistics.plan != digest.hexdigest():
+            raise ValueError(f"{args.statistics}: measured with another model, text, seed, device "
+                             f"or --sequences: found plan {statistics.plan[:8]}, expected "
+                             f"{digest.hexdigest()[:8]}; name another file")
+        _say(f"statistics of {statistics.done} sequences from {args.statistics}")
+    measure(model, sequences, statistics, args.seed, _say, args.statistics)
     return statistics
 
 
@@ -147,13 +168,13 @@ def run(args: argparse.Namespace) -> int:
     """Makes the file; progress goes to standard error."""
     base_bits, total_bits = _check(args)
     torch.set_num_threads(args.threads)
-    model = load_model(args.model)
+    model = load_model(args.model, args.device)
     if model.head_size not in HEAD_SIZES:
         raise ValueError(f"head size: found {model.head_size}, expected one of {HEAD_SIZES}")
     args.text, args.test_text = split_texts(args.text, args.test_text)
     test = read_documents(args.model, args.test_text, args.test_tokens)
     statistics = _statistics(args, model)
-    options = FitOptions(base_bits, total_bits, args.profiles, args.damping, args.seed)
+    options = FitOptions(base_bits, total_bits, args.profiles, args.damping, args.seed, args.device)
     codec_set = fit_codec_set(statistics, options, args.name or model.name, CREATED_BY, _say)
     _measure_loss(codec_set, args, model, test)
     args.output.parent.mkdir(parents=True, exist_ok=True)

@@ -24,12 +24,13 @@ def k_means(vectors: Tensor, weights: Tensor, start: Tensor, rounds: int,
     for _ in range(rounds):
         index = nearest(vectors, book)
         total = torch.zeros_like(book).index_add_(0, index, vectors * weights[:, None])
-        mass = torch.zeros(len(book)).index_add_(0, index, weights)
+        mass = weights.new_zeros(len(book)).index_add_(0, index, weights)
         used = mass > 1e-9
         book[used] = total[used] / mass[used, None]
         empty = int((~used).sum())
         if empty:
-            book[~used] = vectors[torch.randint(len(vectors), (empty,), generator=generator)]
+            pick = torch.randint(len(vectors), (empty,), generator=generator)
+            book[~used] = vectors[pick.to(vectors.device)]
     return book
 
 
@@ -81,12 +82,12 @@ def _class_vectors(values: Tensor, weight: Tensor, groups: list[int], bits: int,
                    is_key: bool, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Training vectors [N, 8 / bits] and their weights [N] from values [T, d], at most 30,000."""
     size = 8 // bits
-    channels = torch.cat([GROUP * g + torch.arange(GROUP) for g in groups])
+    channels = torch.cat([GROUP * g + torch.arange(GROUP) for g in groups]).to(values.device)
     vectors = to_lanes(values[:, channels], is_key).reshape(-1, size)
     share = (weight[channels] / weight[channels].mean()).float().expand(64, -1)
     weights = to_lanes(share, is_key).reshape(-1, size).mean(1).repeat(len(values) // 64)
     if len(vectors) > MOST_VECTORS:
-        pick = torch.randperm(len(vectors), generator=generator)[:MOST_VECTORS]
+        pick = torch.randperm(len(vectors), generator=generator)[:MOST_VECTORS].to(vectors.device)
         vectors, weights = vectors[pick], weights[pick]
     return vectors, weights
 
@@ -103,7 +104,8 @@ def fit_tables(values: Tensor, weight: Tensor, classes: list[int], is_key: bool,
         if not groups:
             continue
         vectors, weights = _class_vectors(values, weight, groups, bits, is_key, generator)
-        book = k_means(vectors, weights, gaussian_table(bits), ROUNDS, generator).numpy()
+        start = gaussian_table(bits).to(values.device)
+        book = k_means(vectors, weights, start, ROUNDS, generator).cpu().numpy()
         if bits == 4:
             tables["class4"] = half_words(book)
         else:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-DAMPING = 0.03
+DAMPING = 0.01
 COVARIANCE_FLOOR = 1e-5
 
 

@@ -1,7 +1,6 @@
 """Language models that calibration and evaluation can run, by architecture.
 
-To add an architecture, write a class with the members of `models.base.Model` and name it in
-`ARCHITECTURES`.
+To add an architecture, name it in `ARCHITECTURES` and teach `models.settings` what it does.
 """
 
 import json
@@ -10,9 +9,11 @@ from pathlib import Path
 import torch
 
 from flashquant.models.base import Model, Rows, Window
-from flashquant.models.llama import LlamaModel
+from flashquant.models.decoder import Decoder
+from flashquant.models.settings import read_settings
 
-ARCHITECTURES = {"LlamaForCausalLM": LlamaModel}
+ARCHITECTURES = ("Gemma3ForCausalLM", "LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM",
+                 "Qwen3ForCausalLM")
 
 __all__ = ["ARCHITECTURES", "Model", "Rows", "Window", "load_model", "load_tokenizer"]
 
@@ -20,7 +21,7 @@ __all__ = ["ARCHITECTURES", "Model", "Rows", "Window", "load_model", "load_token
 def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype | None = None) -> Model:
     """Loads the Hugging Face model in `folder`; ValueError if its architecture is not known.
 
-    `dtype`: of matrices and KV rows; None: as in the checkpoint.
+    `dtype`: of matrices and KV rows; None: as in the files.
     """
     config_file = Path(folder) / "config.json"
     if not config_file.is_file():
@@ -29,9 +30,14 @@ def load_model(folder: Path, device: str = "cpu", dtype: torch.dtype | None = No
     names = config.get("architectures") or []
     for name in names:
         if name in ARCHITECTURES:
-            return ARCHITECTURES[name](Path(folder), config, device, dtype)
+            try:
+                return Decoder(Path(folder), read_settings(config, name), device, dtype)
+            except KeyError as error:
+                raise ValueError(f"{folder}: config.json lacks {error}") from error
+            except ValueError as error:
+                raise ValueError(f"{folder}: {error}") from error
     raise ValueError(f"{folder}: architecture {names or 'not stated'} is not supported; "
-                     f"supported: {', '.join(sorted(ARCHITECTURES))}")
+                     f"supported: {', '.join(ARCHITECTURES)}")
 
 
 def load_tokenizer(folder: Path):

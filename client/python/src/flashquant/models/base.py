@@ -5,12 +5,14 @@ Shapes: T tokens, D hidden size, L layers, H query heads, G kv heads, d head siz
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Device = str | torch.device
 # (layer, K rows [G, T, d] after RoPE, V rows [G, T, d]) -> the rows that far queries see instead.
 Rows = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -71,34 +73,72 @@ def hidden_states(model: Model, ids: Tensor, rows: Rows = same_rows,
     return model.final_norm(x)
 
 
-def _chunk_mask(rows: int, columns: int, repeat: int, like: Tensor) -> Tensor:
-    """Additive causal mask [repeat * rows, columns] whose last `rows` columns are triangular."""
-    mask = torch.zeros(rows, columns, dtype=like.dtype, device=like.device)
-    future = torch.full((rows, rows), float("-inf"), dtype=like.dtype, device=like.device)
-    mask[:, columns - rows:] = future.triu(1)
-    return mask.repeat(repeat, 1)
+@lru_cache(maxsize=4)
+def window_mask(tokens: int, window: Window, device: Device, sliding: int | None = None) -> Tensor:
+    """Which of the columns [raw rows, coded rows] the queries see: bool [tokens, 2 tokens].
 
-
-def windowed_attention(q: Tensor, k: Tensor, v: Tensor, far: tuple[Tensor, Tensor],
-                       window: Window) -> Tensor:
-    """Causal attention in which each chunk of queries sees sinks and recent rows raw, others coded.
-
-    q [H, T, d]; k, v and both of `far` [G, T, d]; all of one type. Returns [H, T, d].
+    `sliding`: tokens that a query of this layer sees at all, itself included; None for all.
     """
+    query = torch.arange(tokens, device=device)[:, None]
+    column = torch.arange(tokens, device=device)[None]
+    low = torch.tensor([window.far_end(begin) for begin in range(0, tokens, window.chunk)])
+    low = low.repeat_interleave(window.chunk)[:tokens, None].to(device)
+    seen = column <= query
+    if sliding is not None:
+        seen &= column > query - sliding
+    coded = (column >= window.sinks) & (column < low)
+    return torch.cat([seen & ~coded, seen & coded], 1)
+
+
+def joined_attention(q: Tensor, k: Tensor, v: Tensor, far: tuple[Tensor, Tensor],
+                     mask: Tensor) -> Tensor:
+    """Attention of all queries at once over raw and coded rows; `mask` as from `window_mask`.
+
+    One launch instead of one for each chunk, for twice the work: for devices, where launches cost.
+    """
+    repeat = q.shape[0] // k.shape[0]
+    keys, values = (torch.cat([raw, coded], 1).repeat_interleave(repeat, 0)
+                    for raw, coded in ((k, far[0]), (v, far[1])))
+    return F.scaled_dot_product_attention(q[None], keys[None], values[None],
+                                          attn_mask=mask[None, None])[0]
+
+
+def _chunk_mask(begin: int, end: int, first: int, sliding: int | None, device: Device) -> Tensor:
+    """Rows first..end that the queries begin..end see: bool [end - begin, end - first]."""
+    query = torch.arange(begin, end, device=device)[:, None]
+    column = torch.arange(first, end, device=device)[None]
+    seen = column <= query
+    return seen if sliding is None else seen & (column > query - sliding)
+
+
+def chunked_attention(q: Tensor, k: Tensor, v: Tensor, far: tuple[Tensor, Tensor], window: Window,
+                      sliding: int | None = None) -> Tensor:
+    """As `joined_attention`, chunk by chunk of queries: no work on columns that are masked."""
     heads, tokens, size = q.shape
     kv_heads = k.shape[0]
-    repeat = heads // kv_heads
     out = []
     for begin in range(0, tokens, window.chunk):
         end = min(begin + window.chunk, tokens)
-        low = window.far_end(begin)
+        first = 0 if sliding is None else max(0, begin - sliding + 1)
+        sinks, low = max(window.sinks, first), window.far_end(begin)
         keys, values = (
-            torch.cat([raw[:, :window.sinks], coded[:, window.sinks:low], raw[:, low:end]], 1)
-            if low > window.sinks else raw[:, :end]
+            torch.cat([raw[:, first:sinks], coded[:, sinks:low], raw[:, max(low, sinks):end]], 1)
+            if low > sinks else raw[:, first:end]
             for raw, coded in ((k, far[0]), (v, far[1])))
-        queries = q[:, begin:end].reshape(1, kv_heads, repeat * (end - begin), size)
-        mask = _chunk_mask(end - begin, end, repeat, q)
+        queries = q[:, begin:end].reshape(1, kv_heads, -1, size)
+        mask = _chunk_mask(begin, end, first, sliding, q.device).repeat(heads // kv_heads, 1)
         part = F.scaled_dot_product_attention(queries, keys[None], values[None],
                                               attn_mask=mask[None, None])
         out.append(part.reshape(heads, end - begin, size))
     return torch.cat(out, 1)
+
+
+def windowed_attention(q: Tensor, k: Tensor, v: Tensor, far: tuple[Tensor, Tensor], window: Window,
+                       sliding: int | None = None) -> Tensor:
+    """Causal attention in which each chunk of queries sees sinks and recent rows raw, others coded.
+
+    q [H, T, d]; k, v and both of `far` [G, T, d]; all of one type. Returns [H, T, d].
+    """
+    if q.device.type == "cpu":
+        return chunked_attention(q, k, v, far, window, sliding)
+    return joined_attention(q, k, v, far, window_mask(q.shape[1], window, q.device, sliding))

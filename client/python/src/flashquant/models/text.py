@@ -32,8 +32,11 @@ def read_documents(model_folder: Path, files: list[Path], least_tokens: int) -> 
 def spread_sequences(documents: list[Document], tokens: int, count: int) -> list[Tensor]:
     """`count` sequences of `tokens` ids, in turn from each document, in the middle of equal parts.
 
-    They do not overlap unless the documents are too short for that.
+    Fewer sequences than documents: from documents at equal distances, so that every kind of text
+    has its share in a sorted list. They do not overlap unless the documents are too short for that.
     """
+    if count < len(documents):
+        documents = [documents[(2 * n + 1) * len(documents) // (2 * count)] for n in range(count)]
     turns = -(-count // len(documents))
     sequences = []
     for number in range(count):
