@@ -3,11 +3,12 @@ PYTHON := .venv/bin/python
 BUILD := build/release
 MODEL := build/models/smollm2
 CODEC_SET := codec_sets/smollm2-135m-instruct.fqcs
+EVAL = $(PYTHON) -m flashquant eval --model $(MODEL) --codec-set $(CODEC_SET) --text build/text/test/*.txt
 # Cache hits for checkouts in other folders.
 export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
 
-.PHONY: help setup build node model demo test test-asan test-tsan test-gpu lint bench quality fuzz format lock
+.PHONY: help setup build node model demo test test-asan test-tsan test-gpu lint bench text quality quality-gate fuzz format lock
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -30,7 +31,7 @@ model: setup  ## the model folder of demo and tests
 demo: node model  ## vLLM with and without FlashQuant, side by side
 	$(PYTHON) demo/run.py
 
-test: setup model  ## build everything and run every test; ends with `N passed, N failed`
+test: setup model text  ## build everything and run every test; ends with `N passed, N failed`
 	cmake --preset release
 	$(PYTHON) tests/run_all.py --build $(BUILD)
 
@@ -55,9 +56,16 @@ bench:  ## benchmarks of kernels and store, kept in tests/bench/results
 	cmake --build build/bench
 	tests/bench/run.py
 
-quality: model  ## loss of the codec set on held-out text
+text:  ## calibration and test texts, from Debian packages
 	scripts/prepare_text.sh build/text
-	$(PYTHON) -m flashquant eval --model $(MODEL) --codec-set $(CODEC_SET) --text build/text/test/*.txt
+
+quality: model text  ## the comparison of kernels/QUALITY.md, in build/quality (hours; DEVICE=cuda: minutes)
+	$(EVAL) --device $(or $(DEVICE),cpu) --all-codecs --protocol running prefix --tokens 2048 4096 8192 \
+	  --prefix 1024 2048 4096 --tasks copy greedy recall human-eval --recall-keys 25 100 --problems 140 \
+	  -o build/quality/quality.json --plot build/quality/quality.svg
+
+quality-gate: model text  ## the figures that make test holds the codec set to (minutes)
+	$(EVAL) --codecs compact near-lossless --tokens 1024 -o tests/bench/results/quality_gate.json
 
 fuzz:  ## fuzz for FUZZ_SECONDS (600) a target
 	@scripts/setup.sh system

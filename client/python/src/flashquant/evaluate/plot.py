@@ -4,10 +4,11 @@ import math
 from collections.abc import Callable
 from xml.sax.saxutils import escape
 
-WIDTH, HEIGHT, MARGIN = 560, 420, 60
+WIDTH, HEIGHT, MARGIN = 600, 560, 60
 BITS = (1.5, 8.5)
-EXCESS = (0.03, 100.0)
-KL = (0.0005, 1.0)
+EXCESS = (0.03, 30.0)
+KL = (0.0005, 0.3)
+LABEL_WIDTH, LABEL_HEIGHT = 100, 12
 FQ_COLOUR, RIVAL_COLOUR = "#c0392b", "#555555"
 FQ_PREFIXES = ("compact", "near-lossless")
 
@@ -47,20 +48,31 @@ def _axes(limits: tuple[float, float], up: Callable[[float], float], title: str)
     return parts
 
 
+def _spread(places: list[tuple[float, float]]) -> list[float]:
+    """Heights of labels at `places`, moved down where one would lie on another."""
+    heights = [y for _, y in places]
+    done: list[int] = []
+    for number in sorted(range(len(places)), key=lambda n: places[n][1]):
+        while any(abs(places[number][0] - places[other][0]) < LABEL_WIDTH
+                  and abs(heights[number] - heights[other]) < LABEL_HEIGHT for other in done):
+            heights[number] += 1
+        done.append(number)
+    return heights
+
+
 def _panel(scores: list[dict], field: str, limits: tuple[float, float], title: str) -> str:
     up = _log_scale(*limits)
-    parts = _axes(limits, up, title)
-    curve = []
-    for score in sorted(scores, key=lambda s: s["bits_per_value"]):
-        ours = score["name"].startswith(FQ_PREFIXES)
-        colour = FQ_COLOUR if ours else RIVAL_COLOUR
-        x, y = _across(score["bits_per_value"]), up(score[field])
-        if ours:
-            curve.append((x, y))
+    scores = sorted(scores, key=lambda score: score["bits_per_value"])
+    places = [(_across(score["bits_per_value"]), up(score[field])) for score in scores]
+    ours = [score["name"].startswith(FQ_PREFIXES) for score in scores]
+    curve = [place for place, mine in zip(places, ours) if mine]
+    parts = [*_axes(limits, up, title), _line(curve, FQ_COLOUR, 2)]
+    for score, mine, (x, y), height in zip(scores, ours, places, _spread(places)):
+        colour = FQ_COLOUR if mine else RIVAL_COLOUR
         name = score["name"] + ("" if score[field] >= limits[0] else f" (< {limits[0]:g})")
         parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>',
-                  _text(x + 7, y + (14 if ours else -5), name, "start", colour)]
-    return "\n".join([*parts, _line(curve, FQ_COLOUR, 2)])
+                  _text(x + 7, height + 4, name, "start", colour)]
+    return "\n".join(parts)
 
 
 def draw(report: dict) -> str:
