@@ -42,8 +42,10 @@ def main() -> int:
     parser.add_argument("--greedy-tokens", default="64")
     parser.add_argument("--codec-set", default=CODEC_SET)
     parser.add_argument("--node", default="build/release/bin/flashquantd")
+    parser.add_argument("--text", nargs="+", help=f"default: all of {TEXTS}")
     arguments = parser.parse_args()
-    texts = sorted(str(file.relative_to(ROOT)) for file in (ROOT / TEXTS).glob("*.txt"))
+    texts = arguments.text or sorted(str(file.relative_to(ROOT))
+                                     for file in (ROOT / TEXTS).glob("*.txt"))
     options = ["--model", MODEL, "--codec-set", arguments.codec_set, "--dtype", arguments.dtype,
                "--prefixes", *arguments.prefixes, "--greedy-tokens", arguments.greedy_tokens,
                "--text", *texts]
