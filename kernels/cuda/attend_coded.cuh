@@ -57,8 +57,7 @@ struct RawSide {
                                                           first);
     DecodeGroup<Codes::At(2 * kStep + 1), kSide, kRefinement>(words + Codes::Word(2 * kStep + 1),
                                                               lane, second);
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) JoinGroups<kSide>(first[j], second[j], a[j]);
+    JoinGroups<kSide>(first, second, a);
   }
 };
 
@@ -167,7 +166,7 @@ FQ_DEVICE uint32_t PageEntry(const uint32_t* table, int page) {
   return entry;
 }
 FQ_DEVICE const std::byte* PageAt(const std::byte* origin, uint32_t entry) {
-  return origin + static_cast<uint64_t>(entry) * 64;
+  return Advance<64>(origin, entry);
 }
 
 // The lane, but not before `loaded` has arrived. Loads that follow share the hardware's counter
@@ -178,6 +177,28 @@ FQ_DEVICE int LaneAfter(int lane, uint32_t loaded, uint32_t zero) {
                : "=r"(result)
                : "r"(lane), "r"(loaded), "r"(zero));
   return static_cast<int>(result);
+}
+
+// Scores of tokens outside [begin, end) of the page become minus infinity.
+FQ_DEVICE void MaskKeys(float (&scores)[kTiles][4], int begin, int end) {
+  const int g = static_cast<int>(threadIdx.x & 31) >> 2;
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int token = KeyToken(m, e >> 1) + g;
+      if (token < begin || token >= end) scores[m][e] = MinusInfinity();
+    }
+  }
+}
+
+// Weights of a tile, of tokens g (r = 0) and g + 8, as the B operand of the value product.
+FQ_DEVICE void PackKeyWeights(const float (&weights)[kTiles][4], int tile, uint32_t (&b)[2]) {
+  const int m = tile / 2 * 2, high = tile % 2 * 2;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    b[r] = Transpose(PackPair<false>(weights[m + r][high], weights[m + r][high + 1]));
+  }
 }
 
 // The pages of a piece without refinements. Profile::K and ::V are Classes. Codes go from L2 to
@@ -204,18 +225,21 @@ FQ_DEVICE void AttendBase(const AttendParams& params, const AttendPiece& piece,
   q.Load(queries + kLayout.Coded(0), lane_index);
   const float2 bias =
       *reinterpret_cast<const float2*>(queries + kLayout.Bias(1) + 8 * (lane_index & 3));
+  const int masked_first = piece.token_begin > 0 ? 0 : -1;
+  const int masked_last = piece.token_end < 64 * (last + 1) ? last : -1;
 #pragma unroll 1
   for (int i = 0; i <= last; ++i) {
     values.LoadAll(page, LaneAfter(lane_index, keys.words[0], params.zero), true);
     if (i + 2 <= last) PrefetchToL2ByWarp<kBytes>(PageAt(origin, after), lane_index);
     float scores[kTiles][4];
     ScorePage(keys, q, lane, scores, softmax.start0(bias.x), softmax.start1(bias.y));
-    const int begin = piece.token_begin - 64 * i, end = piece.token_end - 64 * i;
-    if (begin > 0 || end < 64) MaskTokens(scores, 0, begin, end);
+    if (i == masked_first || i == masked_last) {
+      MaskKeys(scores, piece.token_begin - 64 * i, piece.token_end - 64 * i);
+    }
     softmax.Weigh(scores, [&](float c0, float c1) { sums.Scale(c0, c1); });
     uint32_t weights[kTiles][2];
 #pragma unroll
-    for (int j = 0; j < kTiles; ++j) PackWeights<false>(scores[j], weights[j]);
+    for (int j = 0; j < kTiles; ++j) PackKeyWeights(scores, j, weights[j]);
     page = PageAt(origin, next);
     keys.LoadAll(page, LaneAfter(lane_index, values.words[0], params.zero), i < last);
     next = after;

@@ -63,8 +63,8 @@ FQ_DEVICE uint2 EntryOfClass1(uint32_t codes, const LaneAddress& lane) {
   }
 }
 
-// Registers r = 0, 1 of every tile of a group. kSide 0 = K, 1 = V. Class 8 gives byte - 128 for V,
-// and byte + 1024 for K, where the query's bias takes the 1152 away.
+// Registers [tile][r] of a group. kSide 0 = K, 1 = V. Class 8 gives byte - 128 for V, and
+// byte + 1024 for K, where the query's bias takes the 1152 away.
 template <int kBits, int kSide, bool kRefinement>
 FQ_DEVICE void DecodeGroup(const uint32_t* raw, const LaneAddress& lane,
                            uint32_t (&out)[kTiles][2]) {
@@ -102,18 +102,37 @@ FQ_DEVICE void DecodeGroup(const uint32_t* raw, const LaneAddress& lane,
 // Loads the code bytes of a group at `page` + kOffset.
 template <int kBits, int kOffset>
 FQ_DEVICE void LoadGroup(uint32_t* raw, const std::byte* page, int lane, bool wanted) {
-  if constexpr (kBits != 0) LoadCodes<2 * kBits, kOffset>(raw, page + 2 * kBits * lane, wanted);
+  if constexpr (kBits != 0) {
+    LoadCodes<2 * kBits, kOffset>(raw, Advance<2 * kBits>(page, lane), wanted);
+  }
 }
 
-// Puts two groups into the A registers of one MMA step: they are its columns (K) or rows (V).
+// Puts two groups into the A registers of one MMA step. V: the groups are its rows, the 16 tokens
+// of a tile its columns. K: the groups are its columns, and MMA m takes its 16 tokens from two
+// tiles, 2 (m / 2) and the next, r = m % 2 of both: so the two words of a class-1 entry are
+// neighbouring registers, as they come out of shared memory.
 template <int kSide>
-FQ_DEVICE void JoinGroups(const uint32_t (&first)[2], const uint32_t (&second)[2],
-                          uint32_t (&a)[4]) {
-  a[0] = first[0];
-  a[3] = second[1];
-  a[1] = kSide == 0 ? first[1] : second[0];
-  a[2] = kSide == 0 ? second[0] : first[1];
+FQ_DEVICE void JoinGroups(const uint32_t (&first)[kTiles][2], const uint32_t (&second)[kTiles][2],
+                          uint32_t (&a)[kTiles][4]) {
+#pragma unroll
+  for (int m = 0; m < kTiles; ++m) {
+    if constexpr (kSide == 0) {
+      const int tile = m / 2 * 2, r = m % 2;
+      a[m][0] = first[tile][r];
+      a[m][1] = first[tile + 1][r];
+      a[m][2] = second[tile][r];
+      a[m][3] = second[tile + 1][r];
+    } else {
+      a[m][0] = first[m][0];
+      a[m][1] = second[m][0];
+      a[m][2] = first[m][1];
+      a[m][3] = second[m][1];
+    }
+  }
 }
+
+// Token of a page, less g, of row g + 8 `high` of MMA m of K.
+FQ_HD constexpr int KeyToken(int m, int high) { return 16 * (m / 2 * 2 + high) + 8 * (m % 2); }
 
 // Moves the tables of a record to shared memory, loads first, so that other work fits in between.
 template <int kThreads>

@@ -8,18 +8,16 @@
 namespace fq {
 namespace {
 
-// Warp instructions of a page besides its groups, and those of a group of a class, its MMA
-// included (PERFORMANCE.md).
-constexpr double kPageInstructions = 150;
-constexpr double kInstructionsPerByte = 0.076;
-double GroupInstructions(int bits) { return bits == 4 ? 19 : bits == 2 ? 15 : bits == 0 ? 0 : 11; }
+// Nanoseconds a multiprocessor of an H200 spends on a page besides its groups, and on a group of a
+// class: a fit to ten profiles that the memory does not limit (PERFORMANCE.md). Only their ratios
+// matter.
+constexpr double kPageCost = 17.0, kRefinedPageCost = 25.0;
+double GroupCost(int bits) { return bits == 8 ? 8.6 : bits == 4 ? 6.3 : bits == 0 ? 0 : 4.5; }
 
-double CostOf(std::initializer_list<const std::vector<uint8_t>*> sides) {
-  double cost = kPageInstructions;
-  for (const auto* classes : sides) {
-    for (uint8_t bits : *classes) {
-      cost += GroupInstructions(bits) + 64 * bits * kInstructionsPerByte;
-    }
+double CostOf(const std::vector<uint8_t>& k, const std::vector<uint8_t>& v) {
+  double cost = 0;
+  for (const auto* classes : {&k, &v}) {
+    for (uint8_t bits : *classes) cost += GroupCost(bits);
   }
   return cost;
 }
@@ -67,10 +65,11 @@ AttendLayer DescribeLayer(const CodecSet& set, const AttendRange& range, int lay
     const CodecProfile& p = set.profile(layer, h);
     AttendHead head;
     head.base_code = CodeOf({p.k, p.v, {}, {}}, &described.variant);
-    head.base_cost = CostOf({&p.k, &p.v});
+    head.base_cost = kPageCost + CostOf(p.k, p.v);
     if (refined) {
       head.refined_code = CodeOf({p.k, p.v, p.k_refinement, p.v_refinement}, &described.variant);
-      head.refined_cost = CostOf({&p.k, &p.v, &p.k_refinement, &p.v_refinement});
+      head.refined_cost =
+          kRefinedPageCost + CostOf(p.k, p.v) + CostOf(p.k_refinement, p.v_refinement);
     }
     head.exact_offset = walk.OffsetOf(PageKind::kExact, false, layer, h);
     head.base_offset = walk.OffsetOf(PageKind::kBase, false, layer, h);

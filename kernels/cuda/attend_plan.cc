@@ -7,9 +7,13 @@ namespace fq {
 namespace {
 
 constexpr int kTokens = 64;
-// Costs of a 16-token tile of plain rows, and of starting a piece, in warp instructions
-// (PERFORMANCE.md); pages cost what the caller says.
-constexpr double kPlainTileCost = 500, kPieceCost = 150;
+// Costs of a 16-token tile of plain rows, and of starting a piece, in nanoseconds as in
+// attend_heads.cc; pages cost what the caller says.
+constexpr double kPlainTileCost = 140, kPieceCost = 100;
+
+// Multiprocessors left to the merge, whose first blocks then fetch their matrices meanwhile. Their
+// absence from the attention costs nothing that could be measured.
+constexpr int kFreeForMerge = 4;
 
 bool IsPlain(AttendRun::Kind kind) {
   return kind == AttendRun::kExact || kind == AttendRun::kSinkRecord;
@@ -233,6 +237,8 @@ class Planner {
 };
 
 }  // namespace
+
+int AttendBlocks(int multiprocessors) { return std::max(1, multiprocessors - kFreeForMerge); }
 
 AttendPlan PlanAttend(const AttendShape& shape, absl::Span<const AttendHead> heads,
                       absl::Span<const AttendSequence> sequences) {

@@ -18,8 +18,8 @@ struct AttendHead {
   uint32_t sink_block_offset = 0;  // of the base page in a sink block, where pages are longer
   uint32_t sink_record_offset = 0;
   int exact_bytes = 0, base_bytes = 0, refinement_bytes = 0, sink_record_bytes = 0;
-  double base_cost = 1, refined_cost = 2;  // any unit, common to all heads
-  const std::byte* record = nullptr;       // codec-set record on the device
+  double base_cost = 100, refined_cost = 250;  // nanoseconds of a multiprocessor
+  const std::byte* record = nullptr;           // codec-set record on the device
 };
 
 // Pages of one kind that follow each other in the page table.
@@ -37,7 +37,7 @@ struct AttendSequence {
 };
 
 struct AttendShape {
-  int blocks = 1;  // thread blocks that run at a time: one for each multiprocessor
+  int blocks = 1;  // thread blocks, see AttendBlocks
   int queries_per_kv_head = 1;
 };
 
@@ -49,6 +49,9 @@ struct AttendPlan {
   std::vector<const std::byte*> records;  // [blocks]
   std::vector<AttendTaskInfo> tasks;
 };
+
+// Thread blocks for a device: they must all run at a time, one on a multiprocessor.
+int AttendBlocks(int multiprocessors);
 
 // Spreads `sequences` over the warps: a block serves one kv head, blocks are given to heads by
 // cost, and a warp has a contiguous share of its head's pages. There are at least as many blocks as

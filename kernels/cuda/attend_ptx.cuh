@@ -97,6 +97,14 @@ FQ_DEVICE void MultiplyFrom(float (&d)[4], float c0, float c1, const uint32_t (&
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c0), "f"(c1));
 }
 
+// base + count * kSize in one instruction.
+template <int kSize>
+FQ_DEVICE const std::byte* Advance(const std::byte* base, uint32_t count) {
+  const std::byte* result;
+  asm("mad.wide.u32 %0, %1, %2, %3;" : "=l"(result) : "r"(count), "n"(kSize), "l"(base));
+  return result;
+}
+
 // Shared memory at an address in the shared window plus a constant.
 template <int kOffset>
 FQ_DEVICE uint32_t LoadShared(uint32_t address) {
@@ -161,7 +169,14 @@ FQ_DEVICE void PrefetchToL2(const std::byte* address, int bytes) {
 template <int kBytes>
 FQ_DEVICE void PrefetchToL2ByWarp(const std::byte* address, int lane) {
 #if __CUDA_ARCH__ >= 900
-  if (lane == 0) PrefetchToL2(address, kBytes);
+  const uint64_t value = reinterpret_cast<uint64_t>(address);
+  const uint32_t low = __reduce_or_sync(~0u, static_cast<uint32_t>(value));
+  const uint32_t high = __reduce_or_sync(~0u, static_cast<uint32_t>(value >> 32));
+  asm volatile(
+      "{.reg .pred p; elect.sync _|p, 0xffffffff;\n"
+      "@p cp.async.bulk.prefetch.L2.global [%0], %1;}" ::"l"(static_cast<uint64_t>(high) << 32 |
+                                                             low),
+      "n"(kBytes));
 #else
 #pragma unroll
   for (int at = 0; at < kBytes; at += 32 * 128) {

@@ -69,14 +69,14 @@ FQ_DEVICE void AttendRefined(const AttendParams& params, const AttendPiece& piec
     ScorePage(keys, q, lane, scores, softmax.start0(bias.x), softmax.start1(bias.y));
     AddRefinedScores(refined_keys, queries + kLayout.Coded(1), lane, scores);
     const int begin = piece.token_begin - 64 * i, end = piece.token_end - 64 * i;
-    if (begin > 0 || end < 64) MaskTokens(scores, 0, begin, end);
+    if (begin > 0 || end < 64) MaskKeys(scores, begin, end);
     softmax.Weigh(scores, [&](float c0, float c1) {
       sums.Scale(c0, c1);
       refined_sums.Scale(c0, c1);
     });
     uint32_t weights[kTiles][2];
 #pragma unroll
-    for (int j = 0; j < kTiles; ++j) PackWeights<false>(scores[j], weights[j]);
+    for (int j = 0; j < kTiles; ++j) PackKeyWeights(scores, j, weights[j]);
     RawSide<RefinedV, 1, true, kHeadSize, RefinedK::Offset(kGroups)> refined_values;
     refined_values.LoadAll(refinement, LaneAfter(lane_index, values.words[0], params.zero), true);
     AddValues(values, weights, lane, sums);

@@ -21,7 +21,7 @@ class Softmax {
   // Calls rescale(c0, c1) when sums of rows 2t and 2t + 1 must be multiplied.
   template <int kCount, typename Rescale>
   FQ_DEVICE void Weigh(float (&scores)[kCount][4], const Rescale& rescale) {
-    float weights[kCount][4], sum0 = 0.0f, sum1 = 0.0f;
+    float weights[kCount][4], sum0, sum1;
     Raise<kCount>(scores, 0.0f, 0.0f, weights, &sum0, &sum1);
     if (__any_sync(~0u, !(fmaxf(sum0, sum1) <= limit_))) {  // the first tokens, or a new maximum
       float top0 = kNoMaximum, top1 = kNoMaximum;
@@ -61,13 +61,13 @@ class Softmax {
   template <int kCount>
   FQ_DEVICE void Raise(const float (&scores)[kCount][4], float top0, float top1,
                        float (&weights)[kCount][4], float* sum0, float* sum1) {
-    *sum0 = *sum1 = 0.0f;
 #pragma unroll
     for (int j = 0; j < kCount; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) weights[j][e] = Exp2(scores[j][e] - (e & 1 ? top1 : top0));
-      *sum0 += weights[j][0] + weights[j][2];
-      *sum1 += weights[j][1] + weights[j][3];
+      const float even = weights[j][0] + weights[j][2], odd = weights[j][1] + weights[j][3];
+      *sum0 = j == 0 ? even : *sum0 + even;
+      *sum1 = j == 0 ? odd : *sum1 + odd;
     }
   }
 

@@ -166,6 +166,7 @@ class Bench {
     if (settings_.blocks == 0) {
       Check(cudaDeviceGetAttribute(&settings_.blocks, cudaDevAttrMultiProcessorCount, 0),
             "cudaDeviceGetAttribute");
+      settings_.blocks = AttendBlocks(settings_.blocks);
     }
     Check(cudaStreamCreate(&stream_), "cudaStreamCreate");
   }

@@ -230,6 +230,7 @@ absl::Status AttendCase::Plan() {
   int blocks = options_.blocks;
   if (blocks == 0) {
     FQ_RETURN_IF_CUDA_ERROR(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, 0));
+    blocks = AttendBlocks(blocks);
   }
   const AttendPlan plan = PlanAttend({blocks, options_.queries_per_kv_head}, layer.heads, planned);
   FQ_ASSIGN_OR_RETURN(AttendWorkspace workspace,
