@@ -25,6 +25,7 @@ PROFILE_PARTS = ("k", "v", "k_refinement", "v_refinement")
 LOSS_NAMES = ("compact", "near-lossless")
 LOSS_NUMBERS = ("perplexity_excess_percent", "standard_error_percent", "kl_divergence",
                 "top1_agreement_percent", "bits_per_value", "tokens")
+MOST_LOSSES = 256
 
 
 class CodecSetError(ValueError):
@@ -51,7 +52,10 @@ class Profile:
 
 @dataclass
 class CodecSet:
-    """A codec set in memory. `rows` is [layers, kv_heads, 2 (K, V)] of `row_dtype(head_size)`."""
+    """A codec set in memory. `rows` is [layers, kv_heads, 2 (K, V)] of `row_dtype(head_size)`.
+
+    `expected_error` (None: not known) and `loss_by_length` as in section 7.
+    """
 
     model: str
     layers: int
@@ -64,6 +68,8 @@ class CodecSet:
     loss: dict[str, dict[str, Any]]
     created_by: str
     seed: int
+    expected_error: dict[str, list] | None = None
+    loss_by_length: list[dict[str, Any]] = field(default_factory=list)
     id: bytes = field(default=b"", compare=False)
 
     def profile(self, layer: int, head: int) -> Profile:
@@ -109,7 +115,8 @@ def table_values(tables: np.ndarray, bits: int) -> np.ndarray:
 
 def write_codec_set(codec_set: CodecSet, file: Path) -> None:
     """Checks `codec_set` and writes it, over an older file in one step; sets `codec_set.id`."""
-    text = {key: value for key, value in asdict(codec_set).items() if key not in ("rows", "id")}
+    text = {key: value for key, value in asdict(codec_set).items()
+            if key not in ("rows", "id") and (key not in _OPTIONAL or value)}
     _check_json(text)
     _check_rows(codec_set.rows)
     encoded = json.dumps(text, indent=1).encode("utf-8")
@@ -140,7 +147,7 @@ def parse_codec_set(data: bytes) -> CodecSet:
     _expect("bytes of the file for these layers, kv_heads and head_size", len(data), wanted)
     rows = np.frombuffer(data, dtype, offset=start).reshape(shape).copy()
     _check_rows(rows)
-    known = {key: text[key] for key in _FIELDS}
+    known = {key: text[key] for key in (*_FIELDS, *_OPTIONAL) if key in text}
     known["profiles"] = [Profile(**{part: tuple(profile[part]) for part in PROFILE_PARTS})
                          for profile in text["profiles"]]
     return CodecSet(**known, rows=rows, id=digest)
@@ -149,6 +156,7 @@ def parse_codec_set(data: bytes) -> CodecSet:
 _FIELDS = {"model": str, "layers": int, "kv_heads": int, "head_size": int,
            "calibrated_tokens": int, "profiles": list, "profile_of": list, "loss": dict,
            "created_by": str, "seed": int}
+_OPTIONAL = {"expected_error": dict, "loss_by_length": list}
 
 
 def _expect(what: str, found: Any, wanted: Any) -> None:
@@ -189,13 +197,20 @@ def _check_json(text: dict[str, Any]) -> None:
     for name, kind in _FIELDS.items():
         if not _is(text.get(name), kind):
             raise CodecSetError(f"{name}: found {text.get(name)!r}, expected {kind.__name__}")
+    for name, kind in _OPTIONAL.items():
+        if name in text and not _is(text[name], kind):
+            raise CodecSetError(f"{name}: found {text[name]!r}, expected {kind.__name__}")
     for name in ("layers", "kv_heads", "calibrated_tokens"):
         if text[name] < 1:
             raise CodecSetError(f"{name}: found {text[name]}, expected >= 1")
     if text["head_size"] not in HEAD_SIZES:
         raise CodecSetError(f"head_size: found {text['head_size']}, expected one of {HEAD_SIZES}")
     _check_profiles(text)
-    _check_loss(text["loss"])
+    for name in LOSS_NAMES:
+        _check_loss(f"loss.{name}", text["loss"].get(name))
+    if "expected_error" in text:
+        _check_expected_error(text)
+    _check_losses(text.get("loss_by_length", []))
 
 
 def _check_profiles(text: dict[str, Any]) -> None:
@@ -222,17 +237,50 @@ def _check_profiles(text: dict[str, Any]) -> None:
                                 f"expected 0..{len(profiles) - 1}")
 
 
-def _check_loss(loss: dict[str, Any]) -> None:
+def _number(where: str, value: Any, least: float = -np.inf) -> None:
+    """CodecSetError unless `value` is a finite number >= `least`."""
+    if not (_is(value, int) or _is(value, float)) or not np.isfinite(value):
+        raise CodecSetError(f"{where}: found {value!r}, expected a number")
+    if value < least:
+        raise CodecSetError(f"{where}: found {value!r}, expected >= {least:g}")
+
+
+def _check_loss(where: str, loss: Any, least: float = -np.inf) -> None:
+    """`least`: of all numbers but the perplexity excess."""
+    if not isinstance(loss, dict):
+        raise CodecSetError(f"{where}: found {loss!r}, expected an object")
+    for key in LOSS_NUMBERS:
+        signed = key == "perplexity_excess_percent"
+        _number(f"{where}.{key}", loss.get(key), -np.inf if signed else least)
+    if not isinstance(loss.get("text"), str):
+        raise CodecSetError(f"{where}.text: found {loss.get('text')!r}, expected a string")
+
+
+def _check_losses(losses: list) -> None:
+    if len(losses) > MOST_LOSSES:
+        raise CodecSetError(f"loss_by_length: found {len(losses)}, expected at most {MOST_LOSSES}")
+    for number, loss in enumerate(losses):
+        where = f"loss_by_length[{number}]"
+        _check_loss(where, loss, 0.0)
+        if loss.get("profile") not in LOSS_NAMES:
+            raise CodecSetError(f"{where}.profile: found {loss.get('profile')!r}, "
+                                f"expected one of {LOSS_NAMES}")
+
+
+def _check_expected_error(text: dict[str, Any]) -> None:
+    """Numbers >= 0, [layers][kv_heads][2] for each name of a loss."""
     for name in LOSS_NAMES:
-        if not isinstance(loss.get(name), dict):
-            raise CodecSetError(f"loss.{name}: found {loss.get(name)!r}, expected an object")
-        for key in LOSS_NUMBERS:
-            value = loss[name].get(key)
-            if not (_is(value, int) or _is(value, float)) or not np.isfinite(value):
-                raise CodecSetError(f"loss.{name}.{key}: found {value!r}, expected a number")
-        if not isinstance(loss[name].get("text"), str):
-            raise CodecSetError(f"loss.{name}.text: found {loss[name].get('text')!r}, "
-                                "expected a string")
+        where, shape = f"expected_error.{name}", (text["layers"], text["kv_heads"], 2)
+        level = [(where, text["expected_error"].get(name))]
+        for size in shape:
+            for place, values in level:
+                if not isinstance(values, list) or len(values) != size:
+                    found = len(values) if isinstance(values, list) else repr(values)
+                    raise CodecSetError(f"{place}: found {found}, expected {size} entries")
+            level = [(f"{place}[{i}]", value) for place, values in level
+                     for i, value in enumerate(values)]
+        for place, value in level:
+            _number(place, value, 0.0)
 
 
 def _check_rows(rows: np.ndarray) -> None:

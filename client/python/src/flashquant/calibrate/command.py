@@ -9,16 +9,15 @@ from pathlib import Path
 import torch
 
 from flashquant.calibrate.fit import FitOptions, fit_codec_set
+from flashquant.calibrate.loss import expected_error, measure_loss
 from flashquant.calibrate.statistics import Sequence, Statistics, measure
 from flashquant.calibrate.transform import DAMPING
 from flashquant.codec_set import HEAD_SIZES, CodecSet, write_codec_set
-from flashquant.evaluate.codecs import FQ_NAMES, make_codec
-from flashquant.evaluate.scoring import Evaluation, Score
-from flashquant.models import Model, load_model
+from flashquant.models import ARCHITECTURES, Model, load_model
 from flashquant.models.text import Document, read_documents, spread_sequences
 
 CREATED_BY = "flashquant calibrate 2"
-SEQUENCES = ((8192, 4), (4096, 8), (1024, 24))
+SEQUENCES = ((8192, 4), (4096, 6), (1024, 20))
 LEAST_TOKENS = 512
 
 
@@ -37,9 +36,9 @@ def add_parser(commands) -> None:
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", type=Path, required=True, metavar="DIR",
-        help="Hugging Face model folder (Llama architecture)")
+        help=f"Hugging Face model folder ({', '.join(ARCHITECTURES)})")
     add("--text", type=Path, nargs="+", required=True, metavar="FILE",
-        help="texts to calibrate on, each longer than --tokens")
+        help="texts to calibrate on, each longer than the longest sequence")
     add("--test-text", type=Path, nargs="+", metavar="FILE",
         help="other texts, on which the loss is measured (default: every third --text is held out "
         "for that)")
@@ -64,6 +63,9 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         help="share of the mean sensitivity added to all channels (default: %(default)s)")
     add("--test-tokens", type=int, default=2048,
         help="tokens of each test text (default: %(default)s)")
+    add("--loss-tokens", type=int, nargs="+", metavar="N",
+        help="measure the loss at these lengths too; twice the longest sequence shows what use "
+        "beyond the calibrated length costs")
     add("--seed", type=int, default=0, help="seed of everything random (default: %(default)s)")
     add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     add("--threads", type=int, default=torch.get_num_threads(),
@@ -96,6 +98,9 @@ def _check(args: argparse.Namespace) -> tuple[float, float]:
                              f"expected >= {lowest}")
     if args.profiles > 32:
         raise ValueError(f"--profiles: found {args.profiles}, expected <= 32")
+    if min(args.loss_tokens or [LEAST_TOKENS]) < LEAST_TOKENS:
+        raise ValueError(f"--loss-tokens: found {min(args.loss_tokens)}, "
+                         f"expected >= {LEAST_TOKENS}")
     return bits[0], bits[1]
 
 
@@ -142,26 +147,15 @@ def _statistics(args: argparse.Namespace, model: Model) -> Statistics:
     return statistics
 
 
-def _loss(score: Score, documents: list[Document], tokens: int) -> dict:
-    """The `loss` entry of one profile name (FORMAT.md section 7)."""
-    return {"perplexity_excess_percent": round(score.perplexity_excess_percent, 4),
-            "standard_error_percent": round(score.standard_error_percent, 4),
-            "kl_divergence": round(score.kl_divergence, 6),
-            "top1_agreement_percent": round(score.top1_agreement_percent, 3),
-            "bits_per_value": round(score.bits_per_value, 5), "tokens": tokens,
-            "text": ", ".join(document.name for document in documents)}
-
-
-def _measure_loss(codec_set: CodecSet, args: argparse.Namespace, model: Model,
-                  documents: list[Document]) -> None:
-    evaluation = Evaluation(model, documents, args.test_tokens)
-    _say(f"raw cache: perplexity {evaluation.prepare():.3f}")
-    for name in FQ_NAMES:
-        score = evaluation.score(make_codec(name, codec_set, model.head_size))
-        codec_set.loss[name] = _loss(score, documents, args.test_tokens)
-        _say(f"{name}: {score.bits_per_value:.3f} bits, perplexity excess "
-             f"{score.perplexity_excess_percent:.2f} +- {score.standard_error_percent:.2f} %, "
-             f"KL divergence {score.kl_divergence:.5f}")
+def _measure(codec_set: CodecSet, args: argparse.Namespace, model: Model,
+             documents: list[Document]) -> None:
+    """Puts what it costs into `codec_set`: loss at --test-tokens and at each --loss-tokens."""
+    first = args.test_tokens
+    codec_set.expected_error = expected_error(codec_set, model, documents, first)
+    codec_set.loss = measure_loss(codec_set, model, documents, first, _say)
+    for tokens in args.loss_tokens or []:
+        losses = measure_loss(codec_set, model, documents, tokens, _say)
+        codec_set.loss_by_length += [{"profile": name, **loss} for name, loss in losses.items()]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -172,11 +166,14 @@ def run(args: argparse.Namespace) -> int:
     if model.head_size not in HEAD_SIZES:
         raise ValueError(f"head size: found {model.head_size}, expected one of {HEAD_SIZES}")
     args.text, args.test_text = split_texts(args.text, args.test_text)
-    test = read_documents(args.model, args.test_text, args.test_tokens)
+    longest = max([args.test_tokens, *(args.loss_tokens or [])])
+    if longest > model.context_tokens:
+        raise ValueError(f"--loss-tokens: found {longest}, the model has {model.context_tokens}")
+    test = read_documents(args.model, args.test_text, longest)
     statistics = _statistics(args, model)
     options = FitOptions(base_bits, total_bits, args.profiles, args.damping, args.seed, args.device)
     codec_set = fit_codec_set(statistics, options, args.name or model.name, CREATED_BY, _say)
-    _measure_loss(codec_set, args, model, test)
+    _measure(codec_set, args, model, test)
     args.output.parent.mkdir(parents=True, exist_ok=True)
     write_codec_set(codec_set, args.output)
     _say(f"wrote {args.output}, codec set id {codec_set.id.hex()}")
