@@ -5,7 +5,8 @@ import signal
 import subprocess
 
 import pytest
-from node_process import FQCTL, fqctl, run_flashquantd
+from flashquant.codec_set import read_codec_set, write_codec_set
+from node_process import FQCTL, ROOT, fqctl, run_flashquantd
 from raw_client import BLOCK_BYTES, Session, chain, content
 
 OK, USAGE, NOT_FOUND, PRECONDITION, UNAVAILABLE, DATA, EXHAUSTED = range(7)
@@ -71,6 +72,26 @@ def test_namespace_list_show_purge(node, pages):
     assert answer(node, "status")["blocks"] == 4
     assert answer(node, "namespace", "purge", "tests/cli", "--yes")["blocks"] == 4
     assert answer(node, "status")["blocks"] == 0
+
+
+def test_namespace_show_has_what_calibration_wrote(start_node, tmp_path):
+    codec_set = read_codec_set(ROOT / "tests/golden/codec_set_d64.fqcs")
+    layers, heads = codec_set.layers, codec_set.kv_heads
+    errors = [[[0.25, 0.5]] * heads] * layers
+    codec_set.expected_error = {"compact": errors, "near-lossless": errors}
+    longer = {"profile": "compact", "tokens": 2 * codec_set.calibrated_tokens}
+    codec_set.loss_by_length = [codec_set.loss["compact"] | longer]
+    write_codec_set(codec_set, tmp_path / "model.fqcs")
+    node = start_node(host_bytes="8MiB", codec_set=tmp_path / "model.fqcs")
+    opened = fqctl("lookup", "--namespace=tests/coded", "--model=synthetic", f"--layers={layers}",
+                   f"--kv-heads={heads}", "--head-size=64", "--dtype=f16", "--blocks=1",
+                   f"--codec-set={codec_set.id.hex()}", endpoint=node.endpoint)
+    assert opened.returncode == NOT_FOUND, opened
+    shown = answer(node, "namespace", "show", "tests/coded")
+    assert shown["measured_loss"]["compact"] == codec_set.loss["compact"]
+    assert shown["loss_by_length"] == codec_set.loss_by_length
+    assert shown["quality"]["near-lossless"] == {"state": "no sample yet", "error_ratio": None,
+                                                 "samples": 0, "drift": False}
 
 
 def test_verify_checks_every_block(node, pages):
