@@ -7,6 +7,7 @@
 
 #include "kernels/codec/float_convert.h"
 #include "kernels/codec/quantise.h"
+#include "kernels/cuda/coder_lists.h"
 #include "kernels/cuda/tables_layout.h"
 
 namespace fq {
@@ -178,10 +179,19 @@ std::vector<std::byte> PackCoders(const CodecSet& set) {
   return coders;
 }
 
-absl::StatusOr<CoderTables> CoderTables::Create(const CodecSet& set) {
-  const std::vector<std::byte> coders = PackCoders(set);
-  FQ_ASSIGN_OR_RETURN(DeviceBuffer buffer, DeviceBuffer::CopyOf(coders.data(), coders.size()));
-  return CoderTables(set.head_size(), std::move(buffer));
+absl::StatusOr<CoderTables> CoderTables::Create(const CodecSet& set, bool with_lists) {
+  const std::vector<std::byte> packed = PackCoders(set);
+  FQ_ASSIGN_OR_RETURN(DeviceBuffer coders, DeviceBuffer::CopyOf(packed.data(), packed.size()));
+  DeviceBuffer lists;
+  if (with_lists) {
+    const int count = 2 * set.layers() * set.kv_heads();
+    FQ_ASSIGN_OR_RETURN(lists,
+                        DeviceBuffer::Allocate(static_cast<size_t>(2) * count * ListBytes()));
+    FQ_RETURN_IF_ERROR(MakeCandidateLists(coders.as<const std::byte>(), count, set.head_size(),
+                                          lists.as<std::byte>(), nullptr));
+    FQ_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(nullptr));
+  }
+  return CoderTables(set.head_size(), std::move(coders), std::move(lists));
 }
 
 }  // namespace fq

@@ -17,18 +17,22 @@ std::vector<std::byte> PackCoders(const CodecSet& set);
 // Immutable after Create; all methods may be called from any thread.
 class CoderTables {
  public:
-  // Copies to the current device and returns when it is there. ResourceExhausted without memory.
-  static absl::StatusOr<CoderTables> Create(const CodecSet& set);
+  // Copies to the current device, makes the candidate lists of the encoder's search there (512 KiB
+  // a kv head and layer; without them it looks at all entries, to the same effect) and returns when
+  // that is done. ResourceExhausted without memory.
+  static absl::StatusOr<CoderTables> Create(const CodecSet& set, bool with_lists = true);
 
   int head_size() const { return head_size_; }
-  const std::byte* data() const { return buffer_.as<const std::byte>(); }  // device memory
+  // Device memory.
+  const std::byte* data() const { return coders_.as<const std::byte>(); }
+  const std::byte* lists() const { return lists_.as<const std::byte>(); }  // null without
 
  private:
-  CoderTables(int head_size, DeviceBuffer buffer)
-      : head_size_(head_size), buffer_(std::move(buffer)) {}
+  CoderTables(int head_size, DeviceBuffer coders, DeviceBuffer lists)
+      : head_size_(head_size), coders_(std::move(coders)), lists_(std::move(lists)) {}
 
   int head_size_;
-  DeviceBuffer buffer_;
+  DeviceBuffer coders_, lists_;
 };
 
 }  // namespace fq

@@ -140,7 +140,7 @@ std::vector<Task> TasksOf(PageKind kind, absl::Span<const Task> tasks) {
 
 class CudaBackend final : public Backend {
  public:
-  explicit CudaBackend(cudaStream_t stream) : stream_(stream) {}
+  CudaBackend(cudaStream_t stream, bool with_lists) : stream_(stream), with_lists_(with_lists) {}
   ~CudaBackend() override { cudaStreamDestroy(stream_); }
 
   const char* name() const override { return "cuda"; }
@@ -240,7 +240,7 @@ class CudaBackend final : public Backend {
     if (kind != PageKind::kBase) return static_cast<const CoderTables*>(nullptr);
     auto found = coders_.find(context.codec_set->id());
     if (found == coders_.end()) {
-      FQ_ASSIGN_OR_RETURN(CoderTables tables, CoderTables::Create(*context.codec_set));
+      FQ_ASSIGN_OR_RETURN(CoderTables tables, CoderTables::Create(*context.codec_set, with_lists_));
       found = coders_.emplace(context.codec_set->id(), std::move(tables)).first;
     }
     return &found->second;
@@ -250,14 +250,15 @@ class CudaBackend final : public Backend {
   mutable HostStaging staging_;
   mutable std::map<CodecSetId, CoderTables> coders_;
   const cudaStream_t stream_;
+  const bool with_lists_;
 };
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<const Backend>> CreateCudaBackend() {
+absl::StatusOr<std::unique_ptr<const Backend>> CreateCudaBackend(bool with_lists) {
   cudaStream_t stream;
   FQ_RETURN_IF_CUDA_ERROR(cudaStreamCreate(&stream));
-  return std::make_unique<const CudaBackend>(stream);
+  return std::make_unique<const CudaBackend>(stream, with_lists);
 }
 
 }  // namespace fq

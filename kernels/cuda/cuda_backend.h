@@ -15,6 +15,7 @@ namespace fq {
 // Failed CUDA calls become absl::Status with the name of the call (ResourceExhausted without
 // memory, else Internal); what the tasks' outputs hold is undefined then. Attend runs on the CPU:
 // the pages are in host memory, and reading them there costs less than moving them.
-absl::StatusOr<std::unique_ptr<const Backend>> CreateCudaBackend();
+// `with_lists`: see CoderTables.
+absl::StatusOr<std::unique_ptr<const Backend>> CreateCudaBackend(bool with_lists = true);
 
 }  // namespace fq

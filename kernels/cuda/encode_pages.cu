@@ -6,6 +6,7 @@
 #include "kernels/cuda/group_codes.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/nearest_entry.cuh"
+#include "kernels/cuda/nearest_octet.cuh"
 #include "kernels/cuda/page_rows.cuh"
 #include "kernels/cuda/plain_pages.h"
 
@@ -19,24 +20,41 @@ struct EncodeParams {
   PageJobs jobs;
   PagedRows rows;
   const std::byte* coders;
+  const std::byte* lists;  // [coder][2][ListBytes()], or null
 };
 
 // Start of shared memory; the rows of K and V follow as A fragments [step][tile][lane] of 16 bytes.
 struct EncodeShared {
   uint32_t lookups[2][2 * kPartWords];  // [side], of base and refinement
+  float starts[2][2][kTableEntries];    // [side][part]: -|entry|^2 / 2 of class 1
+  OctetScratch octets[2 * kSideWarps];  // of each warp
   int64_t offsets[kPageTokens];         // of the rows
   uint64_t scratch[32];
 };
-static_assert(sizeof(EncodeShared) % 16 == 0);
+static_assert(sizeof(EncodeShared) % 16 == 0 && kThreads == kTableEntries);
+
+// The thread block's. Found anew where it is used: a pointer to shared memory that goes through a
+// struct in local memory loses its address space (nvcc 13.0).
+__device__ EncodeShared& Shared() {
+  FQ_DYNAMIC_SHARED(memory);
+  return *reinterpret_cast<EncodeShared*>(memory);
+}
 
 // One side of a page and its coder.
 struct EncodeSide {
   const PageJob& job;
   const std::byte* coder;
-  const uint32_t* lookups;
-  std::byte* fragments;
-  int warp, lane;  // within the side
+  const std::byte* lists;  // of base and refinement, or null
+  int kv;                  // 0 = K, 1 = V
+  int warp, lane;          // within the side
 };
+
+// The lane's in the first fragment of a side.
+template <int kHeadSize>
+__device__ uint4* Fragments(const EncodeSide& side) {
+  return reinterpret_cast<uint4*>(&Shared() + 1) + side.kv * kPageTokens * kHeadSize / 8 +
+         side.lane;
+}
 
 template <typename T>
 __device__ const T* At(const std::byte* base, int offset) {
@@ -78,7 +96,7 @@ __device__ void LoadFragments(const EncodeSide& side, DType dtype, const std::by
       rows[r] =
           LoadScaled<kHeadSize>(side, dtype, base, offsets[token + 8 * r], 32 * block + 8 * t);
     }
-    auto* to = reinterpret_cast<uint4*>(side.fragments) + (8 * block + tile) * 32 + side.lane;
+    uint4* to = Fragments<kHeadSize>(side) + (8 * block + tile) * 32;
     to[0] = make_uint4(rows[0].x, rows[1].x, rows[0].y, rows[1].y);
     to[4 * 32] = make_uint4(rows[0].z, rows[1].z, rows[0].w, rows[1].w);
   }
@@ -94,8 +112,8 @@ __device__ void MultiplyForward(const EncodeSide& side, int pair, GroupPair* out
   constexpr CoderLayout kLayout{kHeadSize};
   const uint4* matrix =
       At<uint4>(side.coder, kLayout.Forward()) + pair * kLayout.Steps() * 64 + side.lane;
-  const auto* rows = reinterpret_cast<const uint4*>(side.fragments) + side.lane;
-#pragma unroll 2
+  const uint4* rows = Fragments<kHeadSize>(side);
+#pragma unroll 1
   for (int step = 0; step < kLayout.Steps(); ++step) {
     const uint4 high = matrix[step * 64], low = matrix[step * 64 + 32];
 #pragma unroll
@@ -137,22 +155,45 @@ __device__ void FinishGroup(const EncodeSide& side, const GroupPair& in, int gro
   }
 }
 
+// Nearest entry to the values of one byte; a warp calls it together.
 template <int kBits>
-__device__ void EncodeTableGroup(const uint32_t* tables, float (&u)[kLaneValues], uint8_t* codes) {
-  constexpr int kValues = ValuesPerByte(kBits), kBytes = kLaneValues / kValues;
-#pragma unroll
-  for (int b = 0; b < kBytes; ++b) {
-    const int code = NearestOfAll<kBits>(tables, u + b * kValues);
-    codes[b] = static_cast<uint8_t>(code);
-    WidenEntry<kBits>(tables, code, u + b * kValues);
+__device__ int Nearest(const EncodeSide& side, int part, const float* u) {
+  const uint32_t* tables = Shared().lookups[side.kv] + part * kPartWords;
+  if constexpr (kBits == 1) {
+    OctetScratch* scratch = &Shared().octets[threadIdx.x / 32];
+    return NearestOctet(tables, Shared().starts[side.kv][part], u, side.lane, scratch);
+  } else {
+    if (side.lists == nullptr) return NearestOfAll<kBits>(tables, u);
+    return NearestOfList<kBits>(tables, side.lists + ListOffset(part, kBits), u);
   }
 }
 
+// The values are moved on so that the search, which is long, exists once for all bytes.
+template <int kBits>
+__device__ void EncodeTableGroup(const EncodeSide& side, int part, float (&u)[kLaneValues],
+                                 uint8_t* codes) {
+  constexpr int kValues = ValuesPerByte(kBits), kBytes = kLaneValues / kValues;
+  uint64_t packed = 0;
+#pragma unroll 1
+  for (int b = 0; b < kBytes; ++b) {
+    const int code = Nearest<kBits>(side, part, u);
+    packed |= static_cast<uint64_t>(code) << (8 * b);
+    float entry[kValues];
+    WidenEntry<kBits>(Shared().lookups[side.kv] + part * kPartWords, code, entry);
+#pragma unroll
+    for (int i = 0; i + kValues < kLaneValues; ++i) u[i] = u[i + kValues];
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) u[kLaneValues - kValues + i] = entry[i];
+  }
+#pragma unroll
+  for (int b = 0; b < kBytes; ++b) codes[b] = static_cast<uint8_t>(packed >> (8 * b));
+}
+
 // Stores the codes of the lane's values and replaces the values by what they decode to.
-__device__ void EncodeGroup(int bits, const uint32_t* tables, int lane, float (&u)[kLaneValues],
+__device__ void EncodeGroup(const EncodeSide& side, int part, int bits, float (&u)[kLaneValues],
                             std::byte* codes) {
   alignas(16) uint8_t bytes[kLaneValues];
-  std::byte* own = codes + 2 * bits * lane;
+  std::byte* own = codes + 2 * bits * side.lane;
   if (bits == 8) {
 #pragma unroll
     for (int i = 0; i < kLaneValues; ++i) {
@@ -161,13 +202,13 @@ __device__ void EncodeGroup(int bits, const uint32_t* tables, int lane, float (&
     }
     *reinterpret_cast<uint4*>(own) = *reinterpret_cast<const uint4*>(bytes);
   } else if (bits == 4) {
-    EncodeTableGroup<4>(tables, u, bytes);
+    EncodeTableGroup<4>(side, part, u, bytes);
     *reinterpret_cast<uint2*>(own) = *reinterpret_cast<const uint2*>(bytes);
   } else if (bits == 2) {
-    EncodeTableGroup<2>(tables, u, bytes);
+    EncodeTableGroup<2>(side, part, u, bytes);
     *reinterpret_cast<uint32_t*>(own) = *reinterpret_cast<const uint32_t*>(bytes);
   } else if (bits == 1) {
-    EncodeTableGroup<1>(tables, u, bytes);
+    EncodeTableGroup<1>(side, part, u, bytes);
     *reinterpret_cast<uint16_t*>(own) = *reinterpret_cast<const uint16_t*>(bytes);
   } else {
 #pragma unroll
@@ -177,21 +218,21 @@ __device__ void EncodeGroup(int bits, const uint32_t* tables, int lane, float (&
 
 // Codes of a group in the base and, where the job has one, in the refinement.
 template <int kHeadSize, Side kSide>
-__device__ void EncodeParts(const EncodeSide& side, int group, float (&u)[kLaneValues]) {
+__device__ void EncodeParts(const EncodeSide& side, const GroupPair& product, int group) {
   constexpr CoderLayout kLayout{kHeadSize};
   float v[kLaneValues];
-#pragma unroll
-  for (int i = 0; i < kLaneValues; ++i) v[i] = u[i];
-  EncodeGroup(At<uint8_t>(side.coder, kLayout.Classes(0))[group], side.lookups, side.lane, v,
+  FinishGroup<kHeadSize, kSide>(side, product, group, v);
+  EncodeGroup(side, 0, At<uint8_t>(side.coder, kLayout.Classes(0))[group], v,
               side.job.primary + At<uint16_t>(side.coder, kLayout.Starts(0))[group]);
   if (side.job.refinement == nullptr) return;
   const float* sd = At<float>(side.coder, kLayout.Sd()) + kGroupChannels * group;
+  float u[kLaneValues];  // once more: cheaper than to keep them over the search
+  FinishGroup<kHeadSize, kSide>(side, product, group, u);
 #pragma unroll
   for (int i = 0; i < kLaneValues; ++i) {
     v[i] = ScaledResidual(u[i], v[i], InverseDeviation(sd[ComponentOf<kSide>(side.lane, i)]));
   }
-  EncodeGroup(At<uint8_t>(side.coder, kLayout.Classes(1))[group], side.lookups + kPartWords,
-              side.lane, v,
+  EncodeGroup(side, 1, At<uint8_t>(side.coder, kLayout.Classes(1))[group], v,
               side.job.refinement + At<uint16_t>(side.coder, kLayout.Starts(1))[group]);
 }
 
@@ -208,54 +249,63 @@ __device__ void EncodeGroups(const EncodeSide& side) {
     MultiplyForward<kHeadSize, kSide>(side, pair, &product);
 #pragma unroll 1
     for (int group = 2 * pair; group < 2 * pair + 2; ++group) {
-      float u[kLaneValues];
-      FinishGroup<kHeadSize, kSide>(side, product, group, u);
-      EncodeParts<kHeadSize, kSide>(side, group, u);
+      EncodeParts<kHeadSize, kSide>(side, product, group);
     }
   }
 }
 
 template <int kHeadSize>
-__device__ EncodeSide MakeSide(const EncodeParams& p, const PageJob& job, EncodeShared* shared) {
+__device__ EncodeSide MakeSide(const EncodeParams& p, const PageJob& job) {
   constexpr CoderLayout kLayout{kHeadSize};
-  const int warp = static_cast<int>(threadIdx.x) / 32, side = warp / kSideWarps;
+  const int thread = static_cast<int>(threadIdx.x), kv = thread / (kThreads / 2);
+  const size_t coder = 2 * static_cast<size_t>(job.coder) + kv;
   return {job,
-          p.coders + (2 * static_cast<size_t>(job.coder) + side) * kLayout.Bytes(),
-          shared->lookups[side],
-          reinterpret_cast<std::byte*>(shared + 1) + side * kPageTokens * kHeadSize * 2,
-          warp % kSideWarps,
-          static_cast<int>(threadIdx.x) & 31};
+          p.coders + coder * kLayout.Bytes(),
+          p.lists == nullptr ? nullptr : p.lists + 2 * coder * ListBytes(),
+          kv,
+          thread / 32 % kSideWarps,
+          thread & 31};
 }
 
 template <int kHeadSize>
-__device__ void CopyLookups(const EncodeSide& side, uint32_t* lookups) {
+__device__ void CopyLookups(const EncodeSide& side) {
   constexpr CoderLayout kLayout{kHeadSize};
   const auto* from = At<uint4>(side.coder, kLayout.Tables(0));
+  auto* to = reinterpret_cast<uint4*>(Shared().lookups[side.kv]);
   const int parts = side.job.refinement == nullptr ? 1 : 2;
   for (int i = static_cast<int>(threadIdx.x) % (kThreads / 2); i < parts * kPartWords / 4;
        i += kThreads / 2) {
-    reinterpret_cast<uint4*>(lookups)[i] = from[i];
+    to[i] = from[i];
+  }
+}
+
+// After the lookups are there.
+__device__ void FillStarts(int parts) {
+  const int code = static_cast<int>(threadIdx.x);
+  for (int i = 0; i < 2 * parts; ++i) {
+    const float nothing[8] = {};
+    Shared().starts[i & 1][i >> 1][code] =
+        EntryScore<1>(Shared().lookups[i & 1] + (i >> 1) * kPartWords, code, nothing);
   }
 }
 
 template <int kHeadSize>
 __global__ void __launch_bounds__(kThreads, 2) EncodeBasePages(EncodeParams p) {
   constexpr CoderLayout kLayout{kHeadSize};
-  FQ_DYNAMIC_SHARED(memory);
-  auto* shared = reinterpret_cast<EncodeShared*>(memory);
   const int index = static_cast<int>(blockIdx.x);
   const PageJob job = p.jobs.jobs[index];
-  const EncodeSide side = MakeSide<kHeadSize>(p, job, shared);
+  const EncodeSide side = MakeSide<kHeadSize>(p, job);
   const bool is_key = threadIdx.x < kThreads / 2;
   const auto* base = static_cast<const std::byte*>(is_key ? p.rows.k : p.rows.v);
-  FillRowOffsets(p.rows, job, shared->offsets);
-  CopyLookups<kHeadSize>(side, shared->lookups[is_key ? 0 : 1]);
+  FillRowOffsets(p.rows, job, Shared().offsets);
+  CopyLookups<kHeadSize>(side);
   __syncthreads();
-  LoadFragments<kHeadSize>(side, p.rows.dtype, base, shared->offsets);
+  FillStarts(job.refinement == nullptr ? 1 : 2);
+  LoadFragments<kHeadSize>(side, p.rows.dtype, base, Shared().offsets);
   const int codes = *At<uint32_t>(side.coder, kLayout.PageBytes(0));
   int record = 0;
   if (job.sink != 0) {
-    EncodeSinkRows(kHeadSize, p.rows, job, shared->offsets, job.primary + codes);
+    EncodeSinkRows(kHeadSize, p.rows, job, Shared().offsets, job.primary + codes);
     record = static_cast<int>(SinkRecordBytes(kHeadSize));
   }
   __syncthreads();
@@ -265,7 +315,7 @@ __global__ void __launch_bounds__(kThreads, 2) EncodeBasePages(EncodeParams p) {
     EncodeGroups<kHeadSize, Side::kValue>(side);
   }
   WriteChecksums(p.jobs, index, codes + record, *At<uint32_t>(side.coder, kLayout.PageBytes(1)),
-                 shared->scratch);
+                 Shared().scratch);
 }
 
 template <int kHeadSize>
@@ -297,7 +347,7 @@ absl::Status EncodePages(PageKind kind, int head_size, const CoderTables* coders
   }
   if (jobs.count == 0) return absl::OkStatus();
   if (kind != PageKind::kBase) return EncodePlainPages(kind, head_size, jobs, rows, stream);
-  const EncodeParams params{jobs, rows, coders->data()};
+  const EncodeParams params{jobs, rows, coders->data(), coders->lists()};
   return CudaStatus(LaunchEncodeBase(head_size, params, stream), "EncodeBasePages");
 }
 

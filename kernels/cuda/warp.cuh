@@ -33,6 +33,9 @@ __device__ inline uint32_t Transpose(uint32_t pair) {
   return transposed;
 }
 
+// Orders shared memory within the warp.
+__device__ inline void WarpBarrier() { __syncwarp(); }
+
 // Value of the lane whose number differs in the bits of `mask`.
 template <typename T>
 __device__ inline T FromLaneXor(T value, int mask) {

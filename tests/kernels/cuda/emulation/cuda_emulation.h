@@ -18,7 +18,6 @@
 #define __launch_bounds__(...)
 #define FQ_DYNAMIC_SHARED(name) unsigned char* const name = ::fq::emulation::SharedMemory()
 #define __syncthreads() ::fq::emulation::BlockBarrier()
-#define __syncwarp() ::fq::emulation::WarpBarrier()
 #define threadIdx (::fq::emulation::Thread())
 #define blockIdx (::fq::emulation::Block())
 #define blockDim (::fq::emulation::BlockSize())
@@ -72,6 +71,8 @@ const std::byte* Exchange(const void* value, size_t bytes);
 }  // namespace emulation
 
 inline constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
+
+inline void WarpBarrier() { emulation::WarpBarrier(); }
 
 template <typename T>
 T FromLane(const std::byte* slots, int lane) {
