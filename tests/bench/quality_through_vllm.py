@@ -4,7 +4,7 @@
     tests/bench/quality_through_vllm.py [--dtype float32] [--prefixes 1024 2048 4096]
 
 Puts them into tests/bench/results/quality_through_vllm.json, with machine, load and commit, in the
-place of an older run of the same dtype and prefixes. Needs the release build, the model and the
+place of older runs of the same dtype with no other prefixes. Needs the release build, the model and the
 texts (`make quality`).
 """
 
@@ -24,10 +24,10 @@ TARGET = RESULTS / "quality_through_vllm.json"
 
 
 def keep(report: dict) -> None:
-    """Adds a run, or replaces the one it repeats."""
+    """Adds a run in the place of those it repeats."""
     runs = json.loads(TARGET.read_text(encoding="utf-8")) if TARGET.exists() else []
-    runs = [run for run in runs
-            if (run["dtype"], run["prefixes"]) != (report["dtype"], report["prefixes"])]
+    runs = [run for run in runs if run["dtype"] != report["dtype"]
+            or not set(run["prefixes"]) <= set(report["prefixes"])]
     runs.append(report)
     runs.sort(key=lambda run: (run["dtype"], run["prefixes"]))
     TARGET.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
