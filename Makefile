@@ -8,7 +8,7 @@ EVAL = $(PYTHON) -m flashquant eval --model $(MODEL) --codec-set $(CODEC_SET) --
 export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
 
-.PHONY: help setup build node model demo test test-asan test-tsan test-gpu lint bench text quality quality-gate fuzz format lock
+.PHONY: help setup build node model demo test test-asan test-tsan test-gpu bench-gpu lint bench text quality quality-gate quality-vllm fuzz format lock
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -41,11 +41,18 @@ test-asan test-tsan: test-%san:  ## C++ tests under AddressSanitizer + UBSan, Th
 	cmake --build build/$*san
 	ctest --test-dir build/$*san --output-on-failure
 
-test-gpu:  ## on a machine with a GPU: the codec's maths there against the CPU, bit for bit
+test-gpu:  ## on a machine with a GPU: codec maths bit for bit, attention against double precision
 	@scripts/setup.sh system
 	cmake --preset release
-	cmake --build $(BUILD) --target codec_device_test
+	cmake --build $(BUILD) --target codec_device_test attend_device_test
 	$(BUILD)/bin/codec_device_test
+	$(BUILD)/bin/attend_device_test --quick
+
+bench-gpu:  ## on a machine with a GPU: attention beside FP16, kept in tests/bench/results
+	@scripts/setup.sh system
+	cmake --preset release
+	cmake --build $(BUILD) --target attend_bench
+	tests/bench/attend_bench.py
 
 lint: build  ## clang-tidy over every C++ file (make test does a few)
 	$(PYTHON) tests/lint.py --all --build $(BUILD)
@@ -66,6 +73,9 @@ quality: model text  ## the comparison of kernels/QUALITY.md, in build/quality (
 
 quality-gate: model text  ## the figures that make test holds the codec set to (minutes)
 	$(EVAL) --codecs compact near-lossless --tokens 1024 -o tests/bench/results/quality_gate.json
+
+quality-vllm: node model text  ## the loss measured through a node and vLLM, kept in tests/bench/results (half an hour)
+	$(PYTHON) tests/bench/quality_through_vllm.py
 
 fuzz:  ## fuzz for FUZZ_SECONDS (600) a target
 	@scripts/setup.sh system

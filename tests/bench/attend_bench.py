@@ -3,9 +3,9 @@
 
     tests/bench/attend_bench.py [--build build/release] [--output FILE] [--commit NAME]
 
-Runs BUILD/bin/attend_bench and, with torch, cuDNN's FP16 attention over contiguous caches in the same
-way: a CUDA graph of one call for each of several caches of more than 400 MB in all, median of 21
-replays. Prints a table; the file says GPU, driver, clock, commit.
+Runs BUILD/bin/attend_bench and, with torch, cuDNN's FP16 attention over contiguous caches in the
+same way: a CUDA graph of one call for each of several caches of more than 400 MB in all, median of
+21 replays. Prints a table; the file says GPU, driver, clock, commit.
 """
 
 import argparse
@@ -107,7 +107,8 @@ def print_table(results: list[dict]) -> None:
         what = r["kernel"] if r["shape"] in rival and "steps" not in r else (
             f"{r['profiles']}{' refined' if r['refined'] else ''}, {r['steps']}")
         ratio = f"{rival[r['shape']] / r['us']:.2f}x" if r["shape"] in rival else ""
-        print(f"{what:32} {r['shape']:>10} {r['us']:9.2f} us [{r['p10']:.2f} {r['p90']:.2f}] {ratio}")
+        spread = f"[{r['p10']:.2f} {r['p90']:.2f}]"
+        print(f"{what:32} {r['shape']:>10} {r['us']:9.2f} us {spread} {ratio}")
 
 
 def main() -> None:
