@@ -34,7 +34,6 @@ def join(reports: list[dict]) -> dict:
                 raise ValueError(f"{field}: one report has {joined[field]}, one {report[field]}")
         if report["codec_sets"] != joined["codec_sets"][:len(report["codec_sets"])]:
             raise ValueError("codec_sets: they differ between the reports")
-        joined["seeds"] = joined["seeds"] or report["seeds"]
         joined["seconds"] = round(joined["seconds"] + report["seconds"], 1)
         joined |= {name: report[name] for name in PARTS if name in report}
     return joined

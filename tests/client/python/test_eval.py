@@ -98,11 +98,12 @@ def test_eval_command_everything_written(folder, tmp_path, capfd):
     assert out.strip() == tables(report)
     names = [*NAMES, "compact@other"]
     assert [s["name"] for s in report["running"][0]["codecs"]] == names
-    assert [s["name"] for s in report["copy"]] == [s["name"] for s in report["recall"]] == names
+    for part in ("copy", "recall"):
+        assert [s["name"] for s in report[part][0]["codecs"]] == names
     found = report["prefix"][0]["codecs"]
     assert [s["tail_rule"] for s in found] == [True, False] * len(names)
     assert [b["end"] for b in found[0]["buckets"]] == [32, 128, 511, 511]
-    assert report["recall"][0]["look_ups"] == 8 and report["seeds"] == [0, 1]
+    assert report["recall"][0]["codecs"][0]["look_ups"] == 8
     picture = xml.etree.ElementTree.fromstring(plot.read_text())
     assert len(list(picture.iter("{http://www.w3.org/2000/svg}circle"))) == 2 * len(names)
 
@@ -121,6 +122,19 @@ def test_eval_command_other_shape_refused(folder, tmp_path, capfd):
 def test_eval_command_not_a_model_refused(folder, tmp_path, capfd):
     assert main(["eval", "--model", str(tmp_path), "--text", "x", "--codecs", "fp8"]) == 1
     assert "no config.json" in capfd.readouterr().err
+
+
+def test_eval_command_goes_on_where_it_ended(folder, tmp_path, capfd):
+    report_file = str(tmp_path / "report.json")
+    assert run_eval(folder, "--codecs", "fp8", "-o", report_file) == 0
+    first = json.loads((tmp_path / "report.json").read_text())
+    assert run_eval(folder, "--codecs", "q4_0", "fp8", "-o", report_file) == 0
+    second = json.loads((tmp_path / "report.json").read_text())
+    assert [s["name"] for s in second["running"][0]["codecs"]] == ["fp8", "q4_0"]
+    assert second["running"][0]["codecs"][0] == first["running"][0]["codecs"][0]
+    assert "goes on where" in capfd.readouterr().err
+    assert run_eval(folder, "--codecs", "fp8", "-o", report_file, "--commit", "other") == 0
+    assert "another commit: measured anew" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, message", [

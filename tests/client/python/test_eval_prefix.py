@@ -8,8 +8,10 @@ from tiny_model import make_model
 from flashquant.codec import decode_fq, encode_fq, row_codecs
 from flashquant.evaluate.codecs import CodecSetRows, NamedCodec, sink_rows
 from flashquant.evaluate.prefix import LoadedRows, PrefixEvaluation, PrefixWindow
+from flashquant.evaluate.scoring import Comparison, Passage
 from flashquant.models import load_model
-from flashquant.models.base import hidden_states, same_rows
+from flashquant.models.base import (
+    chunked_attention, hidden_states, joined_attention, past_of, same_rows, window_mask)
 from flashquant.models.text import Document
 
 PREFIX = 256
@@ -72,6 +74,36 @@ def test_prefix_window_only_new_tokens_see_loaded_rows(model):
     assert same.allclose(raw, atol=1e-4)
     assert changed[:PREFIX].allclose(raw[:PREFIX], atol=1e-4)
     assert not changed[PREFIX:].allclose(raw[PREFIX:], atol=1e-2)
+
+
+def test_comparison_past_runs_once_same_outcome(model):
+    """A prefix that is run once gives what one that is run with every codec gives."""
+    ids = torch.randint(256, (PREFIX + 80,), generator=torch.Generator().manual_seed(7))
+    found = []
+    for past in (0, PREFIX):
+        comparison = Comparison(model, [Passage("a", ids, PREFIX)], PrefixWindow(prefix=PREFIX), 1,
+                                past)
+        comparison.prepare()
+        found.append(comparison.compare(LoadedRows(negative_rows, PREFIX, zero_rows))[0])
+    assert found[0].raw_nll.allclose(found[1].raw_nll, atol=1e-3)
+    assert found[0].nll.allclose(found[1].nll, atol=1e-3)
+    assert not found[0].nll.allclose(found[0].raw_nll, atol=1e-2)
+
+
+def test_joined_attention_with_past_equals_chunks():
+    """What a device computes in one piece, and the CPU chunk by chunk."""
+    window, generator = PrefixWindow(prefix=128), torch.Generator().manual_seed(8)
+    q = torch.randn(4, 70, 16, generator=generator)
+    k, v, far_k, far_v = torch.randn(4, 2, 198, 16, generator=generator)
+    mask = window_mask(198, window, "cpu")
+    joined = joined_attention(q, k, v, (far_k, far_v), mask)
+    assert joined.allclose(chunked_attention(q, k, v, (far_k, far_v), window), atol=1e-4)
+
+
+def test_hidden_states_more_tokens_than_positions_refused(model):
+    past = past_of(model, torch.zeros(1000, dtype=torch.long))
+    with pytest.raises(ValueError, match="1030 tokens, but the model has 1024"):
+        hidden_states(model, torch.zeros(30, dtype=torch.long), past=past)
 
 
 def test_prefix_evaluation_buckets(model):

@@ -13,8 +13,10 @@ from flashquant.evaluate.tasks import Copying, Greedy, Recall, make_look_ups
 from flashquant.models import load_model, load_tokenizer
 from flashquant.models.base import hidden_states, same_rows
 from flashquant.models.text import read_documents
+from flashquant.rivals import RIVALS
 
 RAW = NamedCodec("raw", same_rows, 16.0, 16.0)
+KEPT = NamedCodec("fp8", lambda _, k, v: RIVALS["fp8"].apply(k, v), 8.0, 8.0)
 ZERO = NamedCodec("zero", lambda _, k, v: (k * 0, v * 0), 0.0, 0.0)
 
 
@@ -55,7 +57,7 @@ def test_look_ups_no_room_refused(folder):
 
 def test_recall_counts_answers_and_their_probability(folder):
     look_ups = [make_look_ups(folder, 6, seed, 4096) for seed in (0, 1)]
-    recall = Recall(load_model(folder), look_ups, 6)
+    recall = Recall(load_model(folder), look_ups)
     kept, lost = recall.score(RAW, None), recall.score(ZERO, None)
     assert kept.look_ups == 12 and kept.raw_log_probability < -36
     assert abs(kept.log_probability - kept.raw_log_probability) < 1
@@ -117,8 +119,8 @@ def test_human_eval_raw_agrees_with_itself(folder, monkeypatch):
     monkeypatch.setattr(human_eval, "SHOT_TOKENS", 300)
     monkeypatch.setattr(human_eval, "NEW_TOKENS", 6)
     tests = HumanEval(folder, "cpu", 2)
-    raw, lost = tests.score(None, None), tests.score(ZERO, None)
-    assert (raw.problems, raw.same_percent, raw.agreed_percent) == (2, 100, 100)
+    kept, lost = tests.score(KEPT, None), tests.score(ZERO, None)
+    assert tests.raw_pass_percent == 0 and kept.agreed_percent > lost.agreed_percent
     assert lost.agreed_percent < 100
     with pytest.raises(ValueError, match="--problems: found 500"):
         HumanEval(folder, "cpu", 500)

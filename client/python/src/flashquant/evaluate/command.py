@@ -52,7 +52,7 @@ def add_parser(commands) -> None:
                         "that of the checkout)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the JSON here, "
-                        "after every part")
+                        "after every codec; what is there of the same things is not measured again")
     parser.add_argument("--plot", type=Path, metavar="FILE",
                         help="draw loss against bits of the first length of running (SVG)")
     parser.set_defaults(run=run)
@@ -92,10 +92,11 @@ def run(args: argparse.Namespace) -> int:
     names = list(CODEC_NAMES) if args.all_codecs else args.codecs
     subjects = make_subjects(names, codec_sets, model.head_size, args.device)
     documents = read_documents(args.model, args.text, _tokens_needed(args))
-    report = _header(args, model.name, codec_sets, documents)
+    report = _resume(args.output, _header(args, model.name, codec_sets, documents))
+    before = report.get("seconds", 0.0)
 
     def keep() -> None:
-        report["seconds"] = round(time.monotonic() - start, 1)
+        report["seconds"] = round(before + time.monotonic() - start, 1)
         if args.output:
             args.output.parent.mkdir(parents=True, exist_ok=True)
             args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -106,6 +107,19 @@ def run(args: argparse.Namespace) -> int:
     if args.plot:
         args.plot.write_text(draw(report), encoding="utf-8")
     return 0
+
+
+def _resume(output: Path | None, header: dict) -> dict:
+    """What an earlier call left in `output`, if it measured the same things; else `header`."""
+    if output is None or not output.exists():
+        return header
+    old = json.loads(output.read_text(encoding="utf-8"))
+    differ = [field for field, value in header.items() if old.get(field) != value]
+    if differ:
+        say(f"{output} is of another {', '.join(differ)}: measured anew")
+        return header
+    say(f"goes on where {output} ends")
+    return old
 
 
 def _measure(args: argparse.Namespace, matrix: Matrix) -> None:
@@ -135,13 +149,12 @@ def _tokens_needed(args: argparse.Namespace) -> int:
 
 def _header(args: argparse.Namespace, model: str, codec_sets: dict[str, CodecSet],
             documents: list) -> dict:
-    """Everything of the report that is no measurement. Seeds: of recall; all else has none."""
+    """Everything of the report that is no measurement."""
     return {"commit": args.commit or provenance.commit(),
             "machine": provenance.machine(args.device), "model": model,
             "codec_sets": [provenance.describe_codec_set(codec_set, label)
                            for label, codec_set in codec_sets.items()],
-            "documents": [provenance.describe_document(d) for d in documents],
-            "seeds": list(range(args.recall_seeds)) if "recall" in args.tasks else []}
+            "documents": [provenance.describe_document(d) for d in documents]}
 
 
 def _warn_of_length(codec_set: CodecSet, args: argparse.Namespace) -> None:

@@ -20,7 +20,6 @@ from flashquant.evaluate.generation import Generator
 from flashquant.evaluate.prefix import LoadedRows
 from flashquant.evaluate.sandbox import passes
 from flashquant.models import load_tokenizer
-from flashquant.models.base import same_rows
 
 SHOT_TOKENS = 2048
 NEW_TOKENS = 200
@@ -68,8 +67,6 @@ class HumanEvalScore:
     `same_percent`: share of whole answers (function bodies) that are the same."""
 
     name: str
-    problems: int
-    raw_pass_percent: float
     pass_percent: float
     agreed_percent: float
     same_percent: float
@@ -88,7 +85,7 @@ class HumanEval:
         self._prefix = shots[:whole]
         self._prompts = [torch.cat([shots[whole:], self._ids(p.prompt)]) for p in self._problems]
         self._raw = self._answers(self._generator.prefix_cache(self._prefix))
-        self._raw_passed = self._passed(self._raw)
+        self.raw_pass_percent = self._passed(self._raw)
 
     def _ids(self, text: str) -> Tensor:
         return torch.tensor(self._tokenizer(text, add_special_tokens=False).input_ids)
@@ -119,15 +116,14 @@ class HumanEval:
         with ThreadPoolExecutor(WORKERS) as pool:
             return 100 * sum(pool.map(passes, programs)) / len(answers)
 
-    def score(self, codec: NamedCodec | None, tail: NamedCodec | None) -> HumanEvalScore:
-        """What `codec` changes; None is the raw cache. `tail` as in `PrefixEvaluation.score`."""
-        rows = same_rows if codec is None else LoadedRows(
-            codec.rows, len(self._prefix), tail.rows if tail else None)
+    def score(self, codec: NamedCodec, tail: NamedCodec | None) -> HumanEvalScore:
+        """What `codec` changes; `tail` as in `PrefixEvaluation.score`."""
+        rows = LoadedRows(codec.rows, len(self._prefix), tail.rows if tail else None)
         answers = self._answers(self._generator.prefix_cache(self._prefix, rows))
         agreed = sum(_agreed(a, b) for a, b in zip(self._raw, answers))
         same = [a == b for a, b in zip(self._bodies(self._raw), self._bodies(answers))]
-        return HumanEvalScore(codec.name if codec else "raw", len(answers), self._raw_passed,
-                              self._passed(answers), 100 * agreed / sum(map(len, self._raw)),
+        return HumanEvalScore(codec.name, self._passed(answers),
+                              100 * agreed / sum(map(len, self._raw)),
                               100 * sum(same) / len(same))
 
 

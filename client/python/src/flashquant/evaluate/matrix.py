@@ -5,12 +5,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import torch
-
 from flashquant.codec_set import CodecSet
-from flashquant.evaluate.codecs import FQ_NAMES, NamedCodec, make_codec
-from flashquant.evaluate.human_eval import HumanEval
+from flashquant.evaluate.codecs import NamedCodec, make_codec
 from flashquant.evaluate.generation import Generator
+from flashquant.evaluate.human_eval import HumanEval
 from flashquant.evaluate.prefix import NEW_TOKENS, PrefixEvaluation
 from flashquant.evaluate.scoring import Evaluation
 from flashquant.evaluate.tasks import Copying, Greedy, Recall, make_look_ups
@@ -48,7 +46,8 @@ def make_subjects(names: list[str], codec_sets: dict[str, CodecSet], head_size: 
 
 @dataclass
 class Matrix:
-    """Model, documents and subjects; every method adds its part to `report` and calls `keep`."""
+    """Model, documents and subjects. Every method measures what `report` lacks of its part, adds
+    it codec by codec and calls `keep` after each."""
 
     model: Model
     folder: Path
@@ -58,76 +57,91 @@ class Matrix:
     report: dict
     keep: Callable[[], None]
 
-    def _add(self, part: str, entry: dict | list) -> None:
-        self.report.setdefault(part, []).extend(entry if isinstance(entry, list) else [entry])
+    def _entry(self, part: str, **what) -> dict:
+        """The entry of `part` that has the values of `what`; a new one with them otherwise."""
+        entries = self.report.setdefault(part, [])
+        for entry in entries:
+            if what.items() <= entry.items():
+                return entry
+        entries.append({**what, "codecs": []})
+        return entries[-1]
+
+    def _missing(self, entry: dict) -> list[Subject]:
+        """Subjects that `entry` has no figures of; an earlier call may have left some."""
+        known = {score["name"] for score in entry["codecs"]}
+        return [s for s in self.subjects if s.codec.name not in known]
+
+    def _keep(self, entry: dict, what: str, *scores) -> None:
+        """Adds the scores of one codec."""
+        for score in scores:
+            say(f"{what}: {score}")
+        entry["codecs"] += [asdict(score) for score in scores]
         self.keep()
 
     def running(self, tokens: int) -> None:
         """Running protocol at one length."""
-        evaluation = Evaluation(self.model, self.documents, tokens)
-        perplexity = evaluation.prepare()
-        say(f"running, {tokens} tokens: raw perplexity {perplexity:.3f}")
-        scores = []
-        for subject in self.subjects:
-            score = evaluation.score(subject.codec)
-            say(f"  {score.name}: excess {score.perplexity_excess_percent:.2f} +- "
-                f"{score.standard_error_percent:.2f} %, KL divergence {score.kl_divergence:.5f}, "
-                f"{score.seconds:.0f} s")
-            scores.append(asdict(score))
-        self._add("running", {"tokens": tokens, "raw_perplexity": perplexity, "codecs": scores})
+        entry = self._entry("running", tokens=tokens)
+        if missing := self._missing(entry):
+            evaluation = Evaluation(self.model, self.documents, tokens)
+            entry["raw_perplexity"] = evaluation.prepare()
+            for subject in missing:
+                self._keep(entry, f"running {tokens}", evaluation.score(subject.codec))
 
     def prefix(self, prefix: int) -> None:
         """Prefix load of one length, with and without the tail rule."""
-        evaluation = PrefixEvaluation(self.model, self.documents, prefix)
-        perplexity = evaluation.prepare()
-        say(f"prefix of {prefix}: raw perplexity {perplexity:.3f}")
-        scores = []
-        for subject in self.subjects:
-            for tail in ([subject.tail] if subject.tail else []) + [None]:
-                score = evaluation.score(subject.codec, tail)
-                parts = ", ".join(f"{b.perplexity_excess_percent:.2f}" for b in score.buckets)
-                say(f"  {score.name}{', tail rule' if tail else ''}: excess {parts} %, "
-                    f"{score.seconds:.0f} s")
-                scores.append(asdict(score))
-        self._add("prefix", {"prefix": prefix, "new_tokens": NEW_TOKENS - 1,
-                             "raw_perplexity": perplexity, "codecs": scores})
+        entry = self._entry("prefix", prefix=prefix, new_tokens=NEW_TOKENS - 1)
+        if missing := self._missing(entry):
+            evaluation = PrefixEvaluation(self.model, self.documents, prefix)
+            entry["raw_perplexity"] = evaluation.prepare()
+            for subject in missing:
+                tails = [subject.tail, None] if subject.tail else [None]
+                self._keep(entry, f"prefix {prefix}",
+                           *(evaluation.score(subject.codec, tail) for tail in tails))
 
     def copy(self) -> None:
         """Copying, running protocol."""
-        copying = Copying(self.model, self.documents)
-        self._scores("copy", [asdict(copying.score(s.codec)) for s in self.subjects])
+        entry = self._entry("copy")
+        if missing := self._missing(entry):
+            copying = Copying(self.model, self.documents)
+            for subject in missing:
+                self._keep(entry, "copy", copying.score(subject.codec))
 
     def recall(self, keys: int, seeds: int) -> None:
         """UUID look-up, one passage for each seed 0, 1, ..."""
-        context = self.model.context_tokens
-        look_ups = [make_look_ups(self.folder, keys, seed, context) for seed in range(seeds)]
-        recall = Recall(self.model, look_ups, keys)
-        self._scores("recall", [asdict(recall.score(s.codec, s.tail)) for s in self.subjects])
+        entry = self._entry("recall", keys=keys, seeds=seeds)
+        if missing := self._missing(entry):
+            context = self.model.context_tokens
+            look_ups = [make_look_ups(self.folder, keys, seed, context) for seed in range(seeds)]
+            recall = Recall(self.model, look_ups)
+            for subject in missing:
+                self._keep(entry, f"recall {keys}", recall.score(subject.codec, subject.tail))
 
     def greedy(self) -> None:
         """Greedy decoding behind each document's first 2,048 ids."""
+        entry = self._entry("greedy", prefix=GREEDY_PREFIX)
+        if missing := self._missing(entry):
+            greedy = Greedy(self.model, self.documents, GREEDY_PREFIX, self._continuations())
+            for subject in missing:
+                self._keep(entry, "greedy", greedy.score(subject.codec, subject.tail))
+
+    def _continuations(self) -> list:
+        """What raw greedy decoding gives behind each document's first 2,048 ids."""
         generator = Generator(self.folder, self.device)
-        continuations = []
+        found = []
         for document in self.documents:
             before, last = document.ids[:GREEDY_PREFIX - 1], document.ids[GREEDY_PREFIX - 1:]
             cache = generator.prefix_cache(before)
-            continuations += generator.decode(cache, before, [last[:1]], GREEDY_TOKENS)
-        greedy = Greedy(self.model, self.documents, GREEDY_PREFIX, continuations)
-        self._scores("greedy", [asdict(greedy.score(s.codec, s.tail)) for s in self.subjects])
+            found += generator.decode(cache, before, [last[:1]], GREEDY_TOKENS)
+        return found
 
     def human_eval(self, problems: int) -> None:
         """HumanEval behind a few-shot prefix."""
-        tests = HumanEval(self.folder, self.device, problems)
-        scores = []
-        for subject in [Subject(None, None), *self.subjects]:
-            scores.append(asdict(tests.score(subject.codec, subject.tail)))
-            say(f"  HumanEval {scores[-1]}")
-        self._add("human_eval", scores)
-
-    def _scores(self, part: str, scores: list[dict]) -> None:
-        for score in scores:
-            say(f"  {part} {score}")
-        self._add(part, scores)
+        entry = self._entry("human_eval", problems=problems)
+        if missing := self._missing(entry):
+            tests = HumanEval(self.folder, self.device, problems)
+            entry["raw_pass_percent"] = tests.raw_pass_percent
+            for subject in missing:
+                self._keep(entry, "HumanEval", tests.score(subject.codec, subject.tail))
 
 
 def say(text: str) -> None:

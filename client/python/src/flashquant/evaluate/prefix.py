@@ -92,7 +92,7 @@ class PrefixEvaluation:
     def __init__(self, model: Model, documents: list[Document], prefix: int) -> None:
         check_prefix(prefix)
         passages = [Passage(d.name, d.ids[:prefix + NEW_TOKENS], prefix) for d in documents]
-        self._comparison = Comparison(model, passages, PrefixWindow(prefix=prefix), kl_step=1)
+        self._comparison = Comparison(model, passages, PrefixWindow(prefix=prefix), 1, prefix)
         self.prefix = prefix
 
     def prepare(self) -> float:

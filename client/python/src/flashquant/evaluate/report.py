@@ -28,38 +28,40 @@ def _prefix(part: dict) -> str:
             + _table(["codec", "tail rule", *buckets, "KL divergence"], rows))
 
 
-def _copy(scores: list[dict]) -> str:
+def _copy(part: dict) -> str:
     rows = [[s["name"], _excess(s), f"{s['kl_divergence']:.5f}",
-             f"{s['top1_agreement_percent']:.2f}"] for s in scores]
+             f"{s['top1_agreement_percent']:.2f}"] for s in part["codecs"]]
     return (f"Copying: second occurrence of a text (raw perplexity "
-            f"{scores[0]['raw_perplexity']:.3f})\n\n"
+            f"{part['codecs'][0]['raw_perplexity']:.3f})\n\n"
             + _table(["codec", "perplexity excess %", "KL divergence", "top-1 %"], rows))
 
 
-def _recall(scores: list[dict]) -> str:
-    rows = [[s["name"], str(s["keys"]), str(s["look_ups"]), f"{s['raw_exact_percent']:.0f}",
-             f"{s['exact_percent']:.0f}", f"{s['raw_log_probability']:.2f}",
-             f"{s['log_probability']:.2f}"] for s in scores]
-    return "Look-up of a UUID by UUID in a loaded prefix, tail rule\n\n" + _table(
-        ["codec", "keys", "look-ups", "raw: exact %", "exact %", "raw: log probability",
-         "log probability"], rows)
+def _recall(part: dict) -> str:
+    rows = [[s["name"], f"{s['exact_percent']:.0f}", f"{s['log_probability']:.2f}"]
+            for s in part["codecs"]]
+    raw = part["codecs"][0]
+    return (f"Look-up of a UUID by UUID among {part['keys']} in a loaded prefix, tail rule, "
+            f"{raw['look_ups']} look-ups\n\n" + _table(
+                ["codec", "exact %", "log probability of the right answer"],
+                [["raw", f"{raw['raw_exact_percent']:.0f}", f"{raw['raw_log_probability']:.2f}"],
+                 *rows]))
 
 
-def _greedy(scores: list[dict]) -> str:
+def _greedy(part: dict) -> str:
     rows = [[s["name"], f"{s['mean_agreed_tokens']:.1f}", f"{s['median_agreed_tokens']:.0f}",
-             f"{s['whole_percent']:.0f}"] for s in scores]
-    return (f"Greedy decoding of {scores[0]['new_tokens']} tokens behind a loaded prefix of "
-            f"{scores[0]['prefix']}, tail rule: tokens before the first that differs from raw\n\n"
+             f"{s['whole_percent']:.0f}"] for s in part["codecs"]]
+    return (f"Greedy decoding of {part['codecs'][0]['new_tokens']} tokens behind a loaded prefix "
+            f"of {part['prefix']}, tail rule: tokens before the first that differs from raw\n\n"
             + _table(["codec", "mean", "median", "documents without a difference %"], rows))
 
 
-def _human_eval(scores: list[dict]) -> str:
+def _human_eval(part: dict) -> str:
     rows = [[s["name"], f"{s['pass_percent']:.1f}", f"{s['same_percent']:.1f}",
-             f"{s['agreed_percent']:.1f}"] for s in scores]
-    return (f"HumanEval, {scores[0]['problems']} problems behind 2K tokens of solved ones, loaded "
+             f"{s['agreed_percent']:.1f}"] for s in part["codecs"]]
+    return (f"HumanEval, {part['problems']} problems behind 2K tokens of solved ones, loaded "
             "with the tail rule\n\n"
             + _table(["codec", "pass %", "same answer as raw %", "tokens before a difference %"],
-                     rows))
+                     [["raw", f"{part['raw_pass_percent']:.1f}", "", ""], *rows]))
 
 
 def _ratios(codec_set: dict) -> str:
@@ -76,10 +78,7 @@ def _ratios(codec_set: dict) -> str:
 def tables(report: dict) -> str:
     """All tables of `report`."""
     parts = [_ratios(codec_set) for codec_set in report["codec_sets"][:1]]
-    parts += [_running(part) for part in report.get("running", [])]
-    parts += [_prefix(part) for part in report.get("prefix", [])]
-    for name, draw in (("copy", _copy), ("recall", _recall), ("greedy", _greedy),
-                       ("human_eval", _human_eval)):
-        if name in report:
-            parts.append(draw(report[name]))
+    for name, draw in (("running", _running), ("prefix", _prefix), ("copy", _copy),
+                       ("recall", _recall), ("greedy", _greedy), ("human_eval", _human_eval)):
+        parts += [draw(part) for part in report.get(name, []) if part["codecs"]]
     return "\n\n".join(parts)

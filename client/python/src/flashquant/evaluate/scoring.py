@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flashquant.evaluate.codecs import NamedCodec
 from flashquant.models import Model, Rows, Window
-from flashquant.models.base import hidden_states, same_rows
+from flashquant.models.base import Past, hidden_states, past_of, same_rows
 from flashquant.models.text import Document
 
 FIRST_SCORED = 256
@@ -56,11 +56,12 @@ class Outcome:
 @dataclass(frozen=True)
 class _Reference:
     """Of one passage: negative log likelihood [n], best id [n], log probabilities of every
-    kl_step-th position FP16 [n / kl_step, vocabulary] in chunks."""
+    kl_step-th position FP16 [n / kl_step, vocabulary] in chunks; raw K and V of the past."""
 
     nll: Tensor
     best: Tensor
     log_probabilities: list[Tensor]
+    past: list[Past] | None
 
 
 def _log_probabilities(weight: Tensor, hidden: Tensor) -> Iterator[Tensor]:
@@ -77,8 +78,11 @@ class Comparison:
     """Compares codecs with the raw cache on the same passages; raw runs once, in `prepare`."""
 
     def __init__(self, model: Model, passages: list[Passage], window: Window = Window(),
-                 kl_step: int = KL_STEP) -> None:
+                 kl_step: int = KL_STEP, past_tokens: int = 0) -> None:
+        """`past_tokens`: whole chunks in which no query sees coded rows, so that they run once;
+        positions are scored behind them."""
         self._model, self._window, self._step = model, window, kl_step
+        self._past_tokens = past_tokens
         self._weight = model.head_weight().float()
         self._references: list[_Reference] = []
         self.passages = passages
@@ -89,25 +93,30 @@ class Comparison:
         self._references = [self._reference(passage) for passage in self.passages]
         return math.exp(torch.cat([r.nll for r in self._references]).mean())
 
-    def _hidden(self, passage: Passage, rows: Rows) -> Tensor:
-        return hidden_states(self._model, passage.ids, rows, self._window)[passage.first:-1]
+    def _hidden(self, passage: Passage, rows: Rows, past: list[Past] | None) -> Tensor:
+        hidden = hidden_states(self._model, passage.ids[self._past_tokens:], rows, self._window,
+                               past)
+        return hidden[passage.first - self._past_tokens:-1]
 
     def _targets(self, passage: Passage) -> tuple[Tensor, ...]:
         return passage.ids[passage.first + 1:].to(self._weight.device).split(HEAD_CHUNK)
 
     def _reference(self, passage: Passage) -> _Reference:
         nll, best, kept = [], [], []
-        hidden = self._hidden(passage, same_rows)
+        past = None
+        if self._past_tokens:
+            past = past_of(self._model, passage.ids[:self._past_tokens])
+        hidden = self._hidden(passage, same_rows, past)
         for target, logs in zip(self._targets(passage), _log_probabilities(self._weight, hidden)):
             nll.append(_nll(logs, target))
             best.append(logs.argmax(-1))
             kept.append(logs[::self._step].half())
-        return _Reference(torch.cat(nll), torch.cat(best), kept)
+        return _Reference(torch.cat(nll), torch.cat(best), kept, past)
 
     def _compare(self, passage: Passage, rows: Rows, reference: _Reference) -> Outcome:
         targets = self._targets(passage)
         nll, kl, best = [], [], []
-        hidden = self._hidden(passage, rows)
+        hidden = self._hidden(passage, rows, reference.past)
         for number, logs in enumerate(_log_probabilities(self._weight, hidden)):
             nll.append(_nll(logs, targets[number]))
             best.append(logs.argmax(-1))

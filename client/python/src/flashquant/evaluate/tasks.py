@@ -101,7 +101,6 @@ class RecallScore:
     exactly, and mean log probability of the right one, with the raw cache and with the codec."""
 
     name: str
-    keys: int
     look_ups: int
     raw_exact_percent: float
     exact_percent: float
@@ -112,12 +111,13 @@ class RecallScore:
 class Recall:
     """UUID look-up after a prefix load with the tail rule, one passage for each seed."""
 
-    def __init__(self, model: Model, look_ups: list[LookUps], keys: int) -> None:
-        self._look_ups, self._keys = look_ups, keys
+    def __init__(self, model: Model, look_ups: list[LookUps]) -> None:
+        self._look_ups = look_ups
         self._comparisons = []
         for item in look_ups:
-            window = PrefixWindow(prefix=item.passage.first)
-            self._comparisons.append(Comparison(model, [item.passage], window))
+            first = item.passage.first
+            self._comparisons.append(Comparison(model, [item.passage], PrefixWindow(prefix=first),
+                                                past_tokens=first))
             self._comparisons[-1].prepare()
 
     def score(self, codec: NamedCodec, tail: NamedCodec | None) -> RecallScore:
@@ -130,8 +130,7 @@ class Recall:
             answers += [_answer(outcome, begin - 1 - first, end - 1 - first)
                         for begin, end in item.answers]
         raw, found, raw_log, log = (statistics.fmean(x) for x in zip(*answers))
-        return RecallScore(codec.name, self._keys, len(answers), 100 * raw, 100 * found,
-                           raw_log, log)
+        return RecallScore(codec.name, len(answers), 100 * raw, 100 * found, raw_log, log)
 
 
 def _answer(outcome: Outcome, begin: int, end: int) -> tuple[float, float, float, float]:
@@ -146,7 +145,6 @@ class GreedyScore:
     where none of `new_tokens` differs, percent."""
 
     name: str
-    prefix: int
     new_tokens: int
     mean_agreed_tokens: float
     median_agreed_tokens: float
@@ -161,7 +159,8 @@ class Greedy:
                  continuations: list[Tensor]) -> None:
         passages = [Passage(d.name, torch.cat([d.ids[:prefix], new]), prefix)
                     for d, new in zip(documents, continuations)]
-        self._comparison = Comparison(model, passages, PrefixWindow(prefix=prefix))
+        self._comparison = Comparison(model, passages, PrefixWindow(prefix=prefix),
+                                      past_tokens=prefix)
         self._comparison.prepare()
         self._prefix = prefix
 
@@ -170,6 +169,6 @@ class Greedy:
         rows = LoadedRows(codec.rows, self._prefix, tail.rows if tail else None)
         same = [o.same for o in self._comparison.compare(rows)]
         agreed = [float(s.long().cumprod(0).sum()) for s in same]
-        return GreedyScore(codec.name, self._prefix, max(map(len, same)),
+        return GreedyScore(codec.name, max(map(len, same)),
                            statistics.fmean(agreed), statistics.median(agreed),
                            100 * statistics.fmean(float(s.all()) for s in same))

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Device = str | torch.device
+# K, V [G, P, d] of the P tokens before those that a layer is run on, as its matrices have them.
+Past = tuple[Tensor, Tensor]
 # (layer, K rows [G, T, d] after RoPE, V rows [G, T, d]) -> the rows that far queries see instead.
 Rows = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -48,8 +50,10 @@ class Model(Protocol):
     def embed(self, ids: Tensor) -> Tensor:
         """ids [T], on any device -> input of layer 0, [T, D] FP32, on `device`."""
 
-    def layer(self, index: int, x: Tensor, rows: Rows, window: Window) -> Tensor:
-        """x [T, D] -> output of layer `index`, [T, D]; far queries see what `rows` returns."""
+    def layer(self, index: int, x: Tensor, rows: Rows, window: Window,
+              past: Past | None = None) -> Tensor:
+        """x [T, D] -> output of layer `index`, [T, D]; far queries see what `rows` returns for
+        the P rows of `past` and the T of x. P must be a multiple of the window's chunk."""
 
     def final_norm(self, x: Tensor) -> Tensor:
         """Output of the last layer [T, D] -> input of the vocabulary head."""
@@ -65,12 +69,29 @@ def same_rows(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def hidden_states(model: Model, ids: Tensor, rows: Rows = same_rows,
-                  window: Window = Window()) -> Tensor:
-    """Normed hidden states [T, D] of `ids` [T] while attention runs over `rows`."""
+                  window: Window = Window(), past: list[Past] | None = None) -> Tensor:
+    """Normed hidden states [T, D] of `ids` [T] while attention runs over `rows`; `past`: of every
+    layer. ValueError if there are more tokens than positions."""
+    total = len(ids) + (past[0][0].shape[1] if past else 0)
+    if total > model.context_tokens:
+        raise ValueError(f"{total} tokens, but the model has {model.context_tokens}")
     x = model.embed(ids)
     for index in range(model.layers):
-        x = model.layer(index, x, rows, window)
+        x = model.layer(index, x, rows, window, past[index] if past else None)
     return model.final_norm(x)
+
+
+def past_of(model: Model, ids: Tensor) -> list[Past]:
+    """K and V of every layer for `ids` [P], raw."""
+    found: list[Past] = []
+    dtype = model.head_weight().dtype
+
+    def record(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        found.append((k.to(dtype), v.to(dtype)))
+        return same_rows(layer, k, v)
+
+    hidden_states(model, ids, record)
+    return found
 
 
 @lru_cache(maxsize=4)
@@ -100,7 +121,7 @@ def joined_attention(q: Tensor, k: Tensor, v: Tensor, far: tuple[Tensor, Tensor]
     keys, values = (torch.cat([raw, coded], 1).repeat_interleave(repeat, 0)
                     for raw, coded in ((k, far[0]), (v, far[1])))
     return F.scaled_dot_product_attention(q[None], keys[None], values[None],
-                                          attn_mask=mask[None, None])[0]
+                                          attn_mask=mask[None, None, -q.shape[1]:])[0]
 
 
 def _chunk_mask(begin: int, end: int, first: int, sliding: int | None, device: Device) -> Tensor:
@@ -114,10 +135,11 @@ def _chunk_mask(begin: int, end: int, first: int, sliding: int | None, device: D
 def chunked_attention(q: Tensor, k: Tensor, v: Tensor, far: tuple[Tensor, Tensor], window: Window,
                       sliding: int | None = None) -> Tensor:
     """As `joined_attention`, chunk by chunk of queries: no work on columns that are masked."""
-    heads, tokens, size = q.shape
-    kv_heads = k.shape[0]
+    heads, queried, size = q.shape
+    kv_heads, tokens = k.shape[:2]
+    past = tokens - queried
     out = []
-    for begin in range(0, tokens, window.chunk):
+    for begin in range(past, tokens, window.chunk):
         end = min(begin + window.chunk, tokens)
         first = 0 if sliding is None else max(0, begin - sliding + 1)
         sinks, low = max(window.sinks, first), window.far_end(begin)
@@ -125,7 +147,7 @@ def chunked_attention(q: Tensor, k: Tensor, v: Tensor, far: tuple[Tensor, Tensor
             torch.cat([raw[:, first:sinks], coded[:, sinks:low], raw[:, max(low, sinks):end]], 1)
             if low > sinks else raw[:, first:end]
             for raw, coded in ((k, far[0]), (v, far[1])))
-        queries = q[:, begin:end].reshape(1, kv_heads, -1, size)
+        queries = q[:, begin - past:end - past].reshape(1, kv_heads, -1, size)
         mask = _chunk_mask(begin, end, first, sliding, q.device).repeat(heads // kv_heads, 1)
         part = F.scaled_dot_product_attention(queries, keys[None], values[None],
                                               attn_mask=mask[None, None])
@@ -137,8 +159,9 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, far: tuple[Tensor, Tenso
                        sliding: int | None = None) -> Tensor:
     """Causal attention in which each chunk of queries sees sinks and recent rows raw, others coded.
 
-    q [H, T, d]; k, v and both of `far` [G, T, d]; all of one type. Returns [H, T, d].
+    q [H, T, d], of the last T rows; k, v and both of `far` [G, P + T, d], P whole chunks; all of
+    one type. Returns [H, T, d].
     """
     if q.device.type == "cpu":
         return chunked_attention(q, k, v, far, window, sliding)
-    return joined_attention(q, k, v, far, window_mask(q.shape[1], window, q.device, sliding))
+    return joined_attention(q, k, v, far, window_mask(k.shape[1], window, q.device, sliding))

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashquant.models.base import Rows, Window, windowed_attention
+from flashquant.models.base import Past, Rows, Window, windowed_attention
 from flashquant.models.rotary import rotation
 from flashquant.models.settings import Settings
 from flashquant.models.weights import Weights
@@ -68,22 +68,23 @@ class Decoder:
                 rope, self.head_size, self.context_tokens, tokens))
         return self._turns[key]
 
-    def _rotate(self, index: int, x: Tensor) -> Tensor:
-        """RoPE of layer `index` on [heads, T, d], FP32."""
-        cosine, sine = self._turn(index, x.shape[1])
+    def _rotate(self, index: int, x: Tensor, first: int) -> Tensor:
+        """RoPE of layer `index` on [heads, T, d], FP32; the first row is at position `first`."""
+        cosine, sine = (part[first:] for part in self._turn(index, first + x.shape[1]))
         half = self.head_size // 2
         turned = torch.cat([-x[..., half:], x[..., :half]], -1)
         return x * cosine + turned * sine
 
-    def _project(self, index: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q [H, T, d], k and v [G, T, d], FP32, q and k after RoPE."""
+    def _project(self, index: int, x: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
+        """q [H, T, d], k and v [G, T, d], FP32, q and k after RoPE from position `first` on."""
         block = self._blocks[index]
         normed = self._rms_norm(x, *block["before_attention"]).to(block["q"][0].dtype)
         q, k, v = (F.linear(normed, *block[name]).float().unflatten(-1, (-1, self.head_size))
                    .transpose(0, 1) for name in "qkv")
         if self._settings.head_norm:
             q, k = self._rms_norm(q, *block["norm_q"]), self._rms_norm(k, *block["norm_k"])
-        return self._rotate(index, q) * self._settings.query_scale, self._rotate(index, k), v
+        q, k = self._rotate(index, q, first), self._rotate(index, k, first)
+        return q * self._settings.query_scale, k, v
 
     def _after(self, index: int, name: str, x: Tensor) -> Tensor:
         """Norm of what attention or the MLP adds, where the architecture has one."""
@@ -96,12 +97,15 @@ class Decoder:
             raise ValueError(f"{len(ids)} tokens, but the model has {self.context_tokens}")
         return self._embedding[ids.to(self.device)].float() * self._settings.embedding_scale
 
-    def layer(self, index: int, x: Tensor, rows: Rows, window: Window) -> Tensor:
+    def layer(self, index: int, x: Tensor, rows: Rows, window: Window,
+              past: Past | None = None) -> Tensor:
         """See `Model`."""
         block = self._blocks[index]
         dtype = block["q"][0].dtype
-        q, k, v = self._project(index, x)
+        q, k, v = self._project(index, x, past[0].shape[1] if past else 0)
         k, v = k.to(dtype), v.to(dtype)
+        if past:
+            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
         far = tuple(part.to(dtype) for part in rows(index, k.float(), v.float()))
         seen = windowed_attention(q.to(dtype), k, v, far, window, self._settings.sliding[index])
         seen = F.linear(seen.transpose(0, 1).reshape(len(x), -1), *block["o"])
