@@ -4,6 +4,8 @@ BUILD := build/release
 MODEL := build/models/smollm2
 CODEC_SET := codec_sets/smollm2-135m-instruct.fqcs
 EVAL = $(PYTHON) -m flashquant eval --model $(MODEL) --codec-set $(CODEC_SET) --text build/text/test/*.txt
+# What compute-sanitizer runs: every kernel of encode and decode, on a few pages.
+SMALL_SCENES := *PageKernels*64x16*:*PageKernels*128x16*:*PageKernels*Universal96*:*PageKernels*Exact96*
 # Cache hits for checkouts in other folders.
 export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
@@ -41,17 +43,21 @@ test-asan test-tsan: test-%san:  ## C++ tests under AddressSanitizer + UBSan, Th
 	cmake --build build/$*san
 	ctest --test-dir build/$*san --output-on-failure
 
-test-gpu:  ## on a machine with a GPU: codec maths bit for bit, attention against double precision
+test-gpu:  ## on a machine with a GPU: conformance of codec and attention, compute-sanitizer on small pages
 	@scripts/setup.sh system
 	cmake --preset release
-	cmake --build $(BUILD) --target codec_device_test attend_device_test
+	cmake --build $(BUILD) --target codec_device_test attend_device_test cuda_device_test
 	$(BUILD)/bin/codec_device_test
+	$(BUILD)/bin/cuda_device_test
+	for tool in memcheck racecheck synccheck initcheck; do compute-sanitizer --tool $$tool --error-exitcode 1 \
+	  $(BUILD)/bin/cuda_device_test --gtest_brief=1 --gtest_filter='$(SMALL_SCENES)' || exit 1; done
 	$(BUILD)/bin/attend_device_test --quick
 
-bench-gpu:  ## on a machine with a GPU: attention beside FP16, kept in tests/bench/results
+bench-gpu:  ## on a machine with a GPU: encode, decode, attention beside FP16, kept in tests/bench/results
 	@scripts/setup.sh system
 	cmake --preset release
-	cmake --build $(BUILD) --target attend_bench
+	cmake --build $(BUILD) --target attend_bench pages_bench
+	tests/bench/pages_bench.py
 	tests/bench/attend_bench.py
 
 lint: build  ## clang-tidy over every C++ file (make test does a few)

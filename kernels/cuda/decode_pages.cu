@@ -279,8 +279,10 @@ __global__ void __launch_bounds__(kThreads) DecodeBasePages(DecodeParams p) {
 template <int kHeadSize>
 cudaError_t LaunchDecode(Domain domain, const DecodeParams& params, cudaStream_t stream) {
   const size_t rows = TermBytes(kHeadSize) * (params.jobs.refined ? 2 : 1);
-  const size_t coded = kPageTokens * CodedStride(kHeadSize) * sizeof(float);
-  const size_t values = domain == Domain::kRows ? rows : coded;
+  constexpr size_t kCoded = kPageTokens * CodedStride(kHeadSize) * sizeof(float);
+  static_assert(sizeof(DecodeShared) + kCoded <= kSharedLimit);
+  static_assert(sizeof(DecodeShared) + 2 * TermBytes(kHeadSize) <= kSharedLimit);
+  const size_t values = domain == Domain::kRows ? rows : kCoded;
   const LaunchShape shape{2 * params.jobs.count, kThreads, sizeof(DecodeShared) + values};
   return domain == Domain::kRows
              ? Launch(DecodeBasePages<kHeadSize, Domain::kRows>, shape, stream, params)

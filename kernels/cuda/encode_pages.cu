@@ -320,8 +320,9 @@ __global__ void __launch_bounds__(kThreads, 2) EncodeBasePages(EncodeParams p) {
 
 template <int kHeadSize>
 cudaError_t LaunchEncode(const EncodeParams& params, cudaStream_t stream) {
-  const size_t shared = sizeof(EncodeShared) + 2 * kPageTokens * kHeadSize * 2;
-  return Launch(EncodeBasePages<kHeadSize>, {params.jobs.count, kThreads, shared}, stream, params);
+  constexpr size_t kShared = sizeof(EncodeShared) + 2 * kPageTokens * kHeadSize * 2;
+  static_assert(kShared <= kSharedLimit);
+  return Launch(EncodeBasePages<kHeadSize>, {params.jobs.count, kThreads, kShared}, stream, params);
 }
 
 cudaError_t LaunchEncodeBase(int head_size, const EncodeParams& params, cudaStream_t stream) {

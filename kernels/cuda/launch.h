@@ -11,6 +11,9 @@
 
 namespace fq {
 
+// Shared memory that a thread block may use on every architecture: sm_86, 89 and 120 have least.
+inline constexpr size_t kSharedLimit = 99 * 1024;
+
 struct LaunchShape {
   int blocks;
   int threads;

@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Speed of encode and decode on this GPU, kept as JSON beside its machine and commit.
+
+    tests/bench/pages_bench.py [--build build/release] [--output FILE] [--commit NAME] [--compare N]
+
+Runs BUILD/bin/pages_bench, which also copies device memory and encodes N pages on the CPU to count
+equal codes.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+sys.path.insert(0, str(ROOT / "tests/bench"))
+
+import attend_bench  # noqa: E402  (beside this file)
+
+
+def print_table(results: list[dict]) -> None:
+    """One line a figure."""
+    for result in results:
+        figures = ", ".join(f"{key} {value}" for key, value in result.items() if key != "name")
+        print(f"{result['name']:32} {figures}")
+
+
+def main() -> None:
+    """Runs the program and writes the file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build/release")
+    parser.add_argument("--output", type=pathlib.Path,
+                        default=ROOT / "tests/bench/results/pages_bench.json")
+    parser.add_argument("--commit", help="default: that of the working tree")
+    parser.add_argument("--compare", default="32768", help="pages that the CPU encodes too")
+    arguments = parser.parse_args()
+    program = arguments.build.absolute() / "bin/pages_bench"
+    results = attend_bench.run_ours(program, ["--compare", arguments.compare])
+    print_table(results)
+    report = {"machine": attend_bench.describe_machine(arguments.commit), "results": results}
+    arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

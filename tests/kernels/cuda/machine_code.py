@@ -1,0 +1,126 @@
+#!/usr/bin/env python3
+"""Checks the machine code of the page kernels against what they may use.
+
+    tests/kernels/cuda/machine_code.py FOLDER ARCHITECTURE...
+
+FOLDER holds NAME.compute_ARCHITECTURE.cubin for each file and architecture, as nvcc --keep leaves
+them. Registers are read from the section of a kernel, instructions are counted in it: 16 bytes each
+on every architecture since sm_70, the opcode in the low 12 bits. Exit code 1 when a limit is broken
+or a kernel is missing.
+"""
+
+import pathlib
+import re
+import struct
+import sys
+from dataclasses import dataclass
+
+LOCAL_MEMORY = {0x983: "LDL", 0x387: "STL"}
+MATRIX = 0x23C  # HMMA
+INSTRUCTION_BYTES = 16
+
+
+@dataclass
+class Limit:
+    """Of one kernel at every head size: registers so that enough thread blocks fit an SM,
+    instructions so that growth is noticed, matrix instructions so that their loss is."""
+    kernels: int  # instances
+    registers: int
+    instructions: int
+    matrix: int  # at least
+    local: int = 0  # instructions that touch local memory: spills, or a lost address space
+
+
+LIMITS = {
+    "EncodeBasePages": Limit(4, 128, 9200, 40),
+    "DecodeBasePages.*DomainE0": Limit(4, 128, 5400, 120),
+    "DecodeBasePages.*DomainE1": Limit(4, 64, 3600, 0),
+    "MakeCoderLists": Limit(1, 64, 1600, 0),
+    "EncodeExactPages": Limit(1, 48, 1200, 0),
+    "DecodeExactPages": Limit(1, 48, 1200, 0),
+    "EncodeUniversalPages": Limit(1, 64, 5000, 0),
+    # Its 16 levels lie in local memory: an index that differs between threads.
+    "DecodeUniversalPages": Limit(1, 64, 3600, 0, local=200),
+}
+
+
+@dataclass
+class Kernel:
+    """What a cubin says about one kernel."""
+    name: str
+    registers: int
+    opcodes: list[int]
+
+    def count(self, opcodes) -> int:
+        """Instructions with one of these opcodes."""
+        return sum(opcode in opcodes for opcode in self.opcodes)
+
+
+def read_kernels(cubin: pathlib.Path) -> list[Kernel]:
+    """The .text.NAME sections of an ELF file."""
+    data = cubin.read_bytes()
+    if data[:4] != b"\x7fELF":
+        raise ValueError(f"{cubin} is not an ELF file")
+    table, = struct.unpack_from("<Q", data, 0x28)
+    size, count, names_index = struct.unpack_from("<HHH", data, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQIIQQ", data, table + i * size) for i in range(count)]
+    names_at = sections[names_index][4]
+    kernels = []
+    for name_at, _, _, _, offset, length, _, info, _, _ in sections:
+        end = data.index(b"\0", names_at + name_at)
+        name = data[names_at + name_at:end].decode()
+        if not name.startswith(".text."):
+            continue
+        opcodes = [struct.unpack_from("<H", data, at)[0] & 0xFFF
+                   for at in range(offset, offset + length, INSTRUCTION_BYTES)]
+        kernels.append(Kernel(name[6:], info >> 24, opcodes))
+    return kernels
+
+
+def broken(kernel: Kernel, limit: Limit) -> list[str]:
+    """What a kernel uses beyond its limit, in words."""
+    local = kernel.count(LOCAL_MEMORY)
+    matrix = kernel.count({MATRIX})
+    checks = [
+        (kernel.registers > limit.registers, f"{kernel.registers} registers, at most "
+                                             f"{limit.registers}"),
+        (len(kernel.opcodes) > limit.instructions, f"{len(kernel.opcodes)} instructions, at most "
+                                                   f"{limit.instructions}"),
+        (local > limit.local, f"{local} accesses to local memory, at most {limit.local}"),
+        (matrix < limit.matrix, f"{matrix} matrix instructions, at least {limit.matrix}"),
+    ]
+    return [text for wrong, text in checks if wrong]
+
+
+def check(folder: pathlib.Path, architecture: str) -> list[str]:
+    """All problems of one architecture; prints a line per kernel."""
+    files = sorted(folder.glob(f"*.compute_{architecture}.cubin"))
+    kernels = [kernel for file in files for kernel in read_kernels(file)]
+    problems = []
+    for pattern, limit in LIMITS.items():
+        found = [kernel for kernel in kernels if re.search(pattern, kernel.name)]
+        if len(found) != limit.kernels:
+            problems.append(f"sm_{architecture} {pattern}: {len(found)} kernels, not "
+                            f"{limit.kernels}")
+        for kernel in found:
+            print(f"sm_{architecture:5}{pattern:28}{kernel.registers:5} registers"
+                  f"{len(kernel.opcodes):6} instructions{kernel.count({MATRIX}):5} matrix"
+                  f"{kernel.count(LOCAL_MEMORY):4} local")
+            problems += [f"sm_{architecture} {kernel.name}: {text}"
+                         for text in broken(kernel, limit)]
+    return problems
+
+
+def main() -> int:
+    """The exit code."""
+    if len(sys.argv) < 3:
+        print(__doc__, file=sys.stderr)
+        return 2
+    problems = [problem for architecture in sys.argv[2:]
+                for problem in check(pathlib.Path(sys.argv[1]), architecture)]
+    print("\n".join(problems) if problems else "machine code: within its limits")
+    return bool(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
