@@ -49,6 +49,24 @@ def test_round_trip_any_head_size_equal(tmp_path, head_size):
     assert read.bits_per_value(True) == written.bits_per_value(True) > read.bits_per_value(False)
 
 
+def random_losses(profile="compact", **changes):
+    return [{"profile": profile} | dict.fromkeys(LOSS_NUMBERS, 1.0) | {"text": "none"} | changes]
+
+
+def test_round_trip_optional_keys_equal(tmp_path):
+    written = random_codec_set()
+    write_codec_set(written, tmp_path / "without.fqcs")
+    assert b"expected_error" not in (tmp_path / "without.fqcs").read_bytes()
+    without = read_codec_set(tmp_path / "without.fqcs")
+    assert without.expected_error is None and without.loss_by_length == []
+    written.expected_error = {name: [[[0.1, 0.25]] * 3] * 2 for name in LOSS_NAMES}
+    written.loss_by_length = random_losses(tokens=4096, perplexity_excess_percent=-0.1)
+    write_codec_set(written, tmp_path / "a.fqcs")
+    read = read_codec_set(tmp_path / "a.fqcs")
+    assert read.expected_error == written.expected_error
+    assert read.loss_by_length == written.loss_by_length
+
+
 def test_write_twice_same_bytes(tmp_path):
     for name in ("a.fqcs", "b.fqcs"):
         write_codec_set(random_codec_set(), tmp_path / name)
@@ -128,6 +146,31 @@ JSON_DAMAGE = {
     "loss": (lambda t: t["loss"].pop("compact"), "loss.compact: found None"),
     "loss number": (lambda t: t["loss"]["compact"].update(tokens="x"), "loss.compact.tokens"),
     "loss text": (lambda t: t["loss"]["compact"].pop("text"), "loss.compact.text"),
+    "errors null": (lambda t: t.update(expected_error=None), "expected_error: found None"),
+    "errors of one": (lambda t: t.update(expected_error={"compact": [[[0, 0]] * 3] * 2}),
+                      "expected_error.near-lossless: found None, expected 2 entries"),
+    "errors of a head": (
+        lambda t: t.update(expected_error=dict.fromkeys(LOSS_NAMES, [[[0, 0]] * 2] * 2)),
+        r"expected_error.compact\[0\]: found 2, expected 3 entries"),
+    "errors of V": (
+        lambda t: t.update(expected_error=dict.fromkeys(LOSS_NAMES, [[[0]] * 3] * 2)),
+        r"expected_error.compact\[0\]\[0\]: found 1, expected 2 entries"),
+    "error negative": (
+        lambda t: t.update(expected_error=dict.fromkeys(LOSS_NAMES, [[[0, -0.5]] * 3] * 2)),
+        r"expected_error.compact\[0\]\[0\]\[1\]: found -0.5, expected >= 0"),
+    "error text": (
+        lambda t: t.update(expected_error=dict.fromkeys(LOSS_NAMES, [[[0, "a"]] * 3] * 2)),
+        r"expected_error.compact\[0\]\[0\]\[1\]: found 'a', expected a number"),
+    "losses object": (lambda t: t.update(loss_by_length={}), "loss_by_length: found {}"),
+    "losses many": (lambda t: t.update(loss_by_length=random_losses() * 257),
+                    "loss_by_length: found 257, expected at most 256"),
+    "losses profile": (lambda t: t.update(loss_by_length=random_losses("exact")),
+                       r"loss_by_length\[0\].profile: found 'exact'"),
+    "losses negative": (lambda t: t.update(loss_by_length=random_losses(kl_divergence=-0.1)),
+                        r"loss_by_length\[0\].kl_divergence: found -0.1, expected >= 0"),
+    "losses nan": (lambda t: t.update(loss_by_length=random_losses(tokens=float("nan"))),
+                   r"loss_by_length\[0\].tokens: found nan, expected a number"),
+    "losses number": (lambda t: t.update(loss_by_length=[3]), r"loss_by_length\[0\]: found 3"),
 }
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 
 from flashquant.calibrate.fit import FitOptions, fit_codec_set
+from flashquant.calibrate.inspect import inspect
 from flashquant.calibrate.loss import expected_error, measure_loss
 from flashquant.calibrate.statistics import Sequence, Statistics, measure
 from flashquant.calibrate.transform import DAMPING
-from flashquant.codec_set import HEAD_SIZES, CodecSet, write_codec_set
+from flashquant.codec_set import HEAD_SIZES, CodecSet, read_codec_set, write_codec_set
 from flashquant.models import ARCHITECTURES, Model, load_model
 from flashquant.models.text import Document, read_documents, spread_sequences
 
@@ -35,14 +36,17 @@ def add_parser(commands) -> None:
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", type=Path, required=True, metavar="DIR",
+    add("--inspect", type=Path, metavar="FILE",
+        help="draw the bits of the .fqcs FILE by layer and head instead of calibrating: in the "
+        "terminal, or into an .svg file with -o")
+    add("--model", type=Path, metavar="DIR",
         help=f"Hugging Face model folder ({', '.join(ARCHITECTURES)})")
-    add("--text", type=Path, nargs="+", required=True, metavar="FILE",
+    add("--text", type=Path, nargs="+", metavar="FILE",
         help="texts to calibrate on, each longer than the longest sequence")
     add("--test-text", type=Path, nargs="+", metavar="FILE",
         help="other texts, on which the loss is measured (default: every third --text is held out "
         "for that)")
-    add("-o", "--output", type=Path, required=True, metavar="FILE", help=".fqcs file to write")
+    add("-o", "--output", type=Path, metavar="FILE", help=".fqcs file to write")
     add("--name", help="model name stored in the file (default: name of the folder)")
     add("--statistics", type=Path, metavar="FILE",
         help="keep what was measured in FILE, every minute; if FILE exists, go on from there")
@@ -88,6 +92,9 @@ def _say(text: str) -> None:
 
 def _check(args: argparse.Namespace) -> tuple[float, float]:
     """Bits of base and of base + refinement; ValueError if an argument makes no sense."""
+    for name in ("model", "text", "output"):
+        if getattr(args, name) is None:
+            raise ValueError(f"--{name}: missing, needed unless --inspect is given")
     bits = args.bits or [2.12, 4.12]
     if len(bits) != 2 or not 0 < bits[0] < bits[1] <= 16:
         raise ValueError(f"--bits: found {bits}, expected two, rising, in (0, 16]")
@@ -159,7 +166,10 @@ def _measure(codec_set: CodecSet, args: argparse.Namespace, model: Model,
 
 
 def run(args: argparse.Namespace) -> int:
-    """Makes the file; progress goes to standard error."""
+    """Makes the file, or draws one; progress goes to standard error."""
+    if args.inspect is not None:
+        inspect(read_codec_set(args.inspect), args.output)
+        return 0
     base_bits, total_bits = _check(args)
     torch.set_num_threads(args.threads)
     model = load_model(args.model, args.device)
@@ -168,7 +178,8 @@ def run(args: argparse.Namespace) -> int:
     args.text, args.test_text = split_texts(args.text, args.test_text)
     longest = max([args.test_tokens, *(args.loss_tokens or [])])
     if longest > model.context_tokens:
-        raise ValueError(f"--loss-tokens: found {longest}, the model has {model.context_tokens}")
+        name = "--test-tokens" if longest == args.test_tokens else "--loss-tokens"
+        raise ValueError(f"{name}: found {longest}, the model has {model.context_tokens}")
     test = read_documents(args.model, args.test_text, longest)
     statistics = _statistics(args, model)
     options = FitOptions(base_bits, total_bits, args.profiles, args.damping, args.seed, args.device)
