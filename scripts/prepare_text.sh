@@ -3,9 +3,9 @@
 #
 #     scripts/prepare_text.sh [FOLDER, default build/text]
 #
-# Needs only apt-get, dpkg and perl-base (all essential in Debian 12) and package lists (apt-get
-# update). Packages are unpacked into a scratch folder, nothing is installed. No document is in both
-# sets. If the folder is complete already, nothing is done.
+# Needs only apt-get, dpkg and perl-base (all essential in Debian 12); without package lists also
+# root, to get them. Packages are unpacked into a scratch folder, nothing is installed. No document
+# is in both sets. If the folder is complete already, nothing is done.
 set -eu
 
 out=${1:-build/text}
@@ -22,7 +22,10 @@ mkdir -p "$out/calibration" "$out/test" "$out/unpack"
 work=$(cd "$out/unpack" && pwd)
 
 # shellcheck disable=SC2086  # the list is meant to be split
-(cd "$work" && apt-get -q -o APT::Sandbox::User=root download $packages)
+fetch() {
+  (cd "$work" && apt-get -q -o APT::Sandbox::User=root download $packages)
+}
+fetch || { apt-get -q update && fetch; }
 for package in "$work"/*.deb; do
   dpkg -x "$package" "$work"
 done

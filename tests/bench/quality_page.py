@@ -1,56 +1,73 @@
 #!/usr/bin/env python3
 """Puts a report of `make quality` into the tree: figures, picture, tables of kernels/QUALITY.md.
 
-    tests/bench/quality_page.py [REPORT..., default build/quality/quality.json]
+    tests/bench/quality_page.py [REPORT, default build/quality/quality.json]
 
-Reports of several calls of `flashquant eval` (one for each protocol, say) are joined if they are of
-the same commit, machine, codec sets and texts. Writes tests/bench/results/quality.json and
-kernels/quality.svg, and replaces the tables of the page.
+Writes tests/bench/results/quality.json and kernels/quality.svg, and replaces the blocks of the page
+between `<!-- NAME: ... -->` and `<!-- end of NAME -->`.
 """
 
 import json
 import pathlib
+import shutil
 import sys
 
 from flashquant.evaluate.plot import draw
-from flashquant.evaluate.report import tables
+from flashquant.evaluate.report import claims_table, tables
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 RESULT = ROOT / "tests/bench/results/quality.json"
 PAGE = ROOT / "kernels/QUALITY.md"
 PICTURE = ROOT / "kernels/quality.svg"
-SAME = ("commit", "machine", "model", "documents")
-PARTS = ("running", "prefix", "copy", "recall", "greedy", "human_eval")
-BEGIN, END = "<!-- tables: tests/bench/quality_page.py -->\n", "<!-- end of tables -->\n"
+# Of the design study (CODEC.md, 2,048 tokens, sets A and B of three or six documents):
+# method there -> codec here, excess % and KL divergence as it prints them.
+STUDY = [
+    ("FP8 e4m3", "fp8", ".04 / .11", ".0016 / .0010"),
+    ("q4_0 g32", "q4_0", ".91 / .91", ".0086 / .0054"),
+    ("token INT4 g64 asym", "int4", "1.06 / -", ".0104 / -"),
+    ("Hadamard + Lloyd-Max 3 bit", "hadamard-lm3", "2.6 / 1.05", ".0215 / .0146"),
+    ("Hadamard + Lloyd-Max 2 bit", "hadamard-lm2", "10.6 / 6.7", ".096 / .062"),
+    ("HIGGS 2-D x16", "higgs-2d", "10.3 / -", ".086 / -"),
+    ("KIVI-2 g32", "kivi-2", "14.0 / 11.0", ".124 / .095"),
+    ("balanced weighted transform + LM2", "wush-lm2", "13.6 / 9.8", ".125 / .092"),
+    ("plain PCA + sensitivity allocation", "pca", "2.8 / 2.4", ".044 / .028"),
+    ("fq, the format, 2.125 bits", "compact", ".98", ".0124"),
+    ("fq, base + refinement, 4.125 bits", "near-lossless", ".11", ".0015"),
+]
 
 
-def join(reports: list[dict]) -> dict:
-    """One report with the parts of all; ValueError if they are not of the same things. A report
-    may know fewer codec sets than the first."""
-    joined = dict(reports[0])
-    for report in reports[1:]:
-        for field in SAME:
-            if report[field] != joined[field]:
-                raise ValueError(f"{field}: one report has {joined[field]}, one {report[field]}")
-        if report["codec_sets"] != joined["codec_sets"][:len(report["codec_sets"])]:
-            raise ValueError("codec_sets: they differ between the reports")
-        joined["seconds"] = round(joined["seconds"] + report["seconds"], 1)
-        joined |= {name: report[name] for name in PARTS if name in report}
-    return joined
+def study_table(report: dict) -> str:
+    """Figures of the study beside ours of the same length."""
+    part = next((p for p in report.get("running", []) if p["tokens"] == 2048), {"codecs": []})
+    ours = {score["name"]: score for score in part["codecs"]}
+    lines = ["| method | study: excess % | study: KL divergence | excess % | KL divergence |",
+             "| --- | --- | --- | --- | --- |"]
+    for method, name, excess, kl in STUDY:
+        if name in ours:
+            lines.append(f"| {method} | {excess} | {kl} | "
+                         f"{ours[name]['perplexity_excess_percent']:.2f} | "
+                         f"{ours[name]['kl_divergence']:.4f} |")
+    return "\n".join(lines)
+
+
+BLOCKS = {"promises": claims_table, "study": study_table, "tables": tables}
 
 
 def page_with(page: str, report: dict) -> str:
-    """`page` with the tables of `report` between its two marks."""
-    before, rest = page.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{tables(report)}\n\n{END}{after}"
+    """`page` with what `report` says between the marks of each block."""
+    for name, text in BLOCKS.items():
+        begin, end = f"<!-- {name}: tests/bench/quality_page.py -->\n", f"<!-- end of {name} -->\n"
+        before, rest = page.split(begin)
+        _, after = rest.split(end)
+        page = f"{before}{begin}\n{text(report)}\n\n{end}{after}"
+    return page
 
 
 def main() -> int:
     """The exit code."""
-    files = sys.argv[1:] or [ROOT / "build/quality/quality.json"]
-    report = join([json.loads(pathlib.Path(f).read_text(encoding="utf-8")) for f in files])
-    RESULT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    source = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build/quality/quality.json"
+    report = json.loads(source.read_text(encoding="utf-8"))
+    shutil.copyfile(source, RESULT)
     PICTURE.write_text(draw(report), encoding="utf-8")
     PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), report), encoding="utf-8")
     return 0

@@ -1,5 +1,7 @@
 """Tables (Markdown) of a report of `flashquant eval`."""
 
+from flashquant.evaluate.claims import claims
+
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
@@ -75,8 +77,15 @@ def _ratios(codec_set: dict) -> str:
             + _table(["profile", *header], rows))
 
 
+def claims_table(report: dict) -> str:
+    """Promises, bounds and figures."""
+    rows = [[c.text, f"{'>=' if c.least else '<='} {c.bound:.4g}", f"{c.figure:.4g}",
+             "yes" if c.met else "**no**"] for c in claims(report)]
+    return _table(["promise", "bound", "measured", "kept"], rows)
+
+
 def tables(report: dict) -> str:
-    """All tables of `report`."""
+    """All tables of measurements of `report`."""
     parts = [_ratios(codec_set) for codec_set in report["codec_sets"][:1]]
     for name, draw in (("running", _running), ("prefix", _prefix), ("copy", _copy),
                        ("recall", _recall), ("greedy", _greedy), ("human_eval", _human_eval)):
