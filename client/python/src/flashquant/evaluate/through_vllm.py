@@ -69,7 +69,8 @@ def harness_greedy(model: Model, case: Case, lossless: list[int], codecs: list[N
 def _outcomes(model: Model, prefix: list[int], new: list[int], codecs: list[NamedCodec],
               tail: NamedCodec) -> list[Outcome]:
     passage = Passage("", torch.tensor(prefix + new), len(prefix))
-    comparison = Comparison(model, [passage], PrefixWindow(prefix=len(prefix)), kl_step=len(new))
+    comparison = Comparison(model, [passage], PrefixWindow(prefix=len(prefix)), len(new),
+                            len(prefix))
     comparison.prepare()
     return [outcome for codec in codecs for outcome in
             comparison.compare(LoadedRows(codec.rows, len(prefix), tail.rows))]
