@@ -159,24 +159,9 @@ FQ_DEVICE void AddValues(const Side& values, const uint32_t (&weights)[kTiles][2
   });
 }
 
-// An entry of a page table, and the address it stands for. All lanes read the same one.
-FQ_DEVICE uint32_t PageEntry(const uint32_t* table, int page) {
-  uint32_t entry;
-  asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(entry) : "l"(table + page));
-  return entry;
-}
+// The address that an entry of a page table stands for.
 FQ_DEVICE const std::byte* PageAt(const std::byte* origin, uint32_t entry) {
   return Advance<64>(origin, entry);
-}
-
-// The lane, but not before `loaded` has arrived. Loads that follow share the hardware's counter
-// with those before, and a wait for the old ones would wait for the new ones too.
-FQ_DEVICE int LaneAfter(int lane, uint32_t loaded, uint32_t zero) {
-  uint32_t result;
-  asm volatile("lop3.b32 %0, %1, %2, %3, 0xF8;"  // lane | (loaded & zero)
-               : "=r"(result)
-               : "r"(lane), "r"(loaded), "r"(zero));
-  return static_cast<int>(result);
 }
 
 // Scores of tokens outside [begin, end) of the page become minus infinity.

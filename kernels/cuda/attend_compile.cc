@@ -135,11 +135,11 @@ absl::StatusOr<std::unique_ptr<const AttendKernel>> AttendKernel::Load(
   loaded->shared_bytes_ = AttendSharedBytes(variant.head_size, variant.refined());
   FQ_RETURN_IF_CUDA_ERROR(cudaLibraryLoadData(&loaded->library_, code.data(), nullptr, nullptr, 0,
                                               nullptr, nullptr, 0));
-  FQ_RETURN_IF_CUDA_ERROR(
-      cudaLibraryGetKernel(&loaded->kernel_, loaded->library_, kAttendKernelName));
-  FQ_RETURN_IF_CUDA_ERROR(cudaFuncSetAttribute(reinterpret_cast<const void*>(loaded->kernel_),
-                                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                               loaded->shared_bytes_));
+  cudaKernel_t kernel = nullptr;
+  FQ_RETURN_IF_CUDA_ERROR(cudaLibraryGetKernel(&kernel, loaded->library_, kAttendKernelName));
+  loaded->function_ = reinterpret_cast<const void*>(kernel);
+  FQ_RETURN_IF_CUDA_ERROR(cudaFuncSetAttribute(
+      loaded->function_, cudaFuncAttributeMaxDynamicSharedMemorySize, loaded->shared_bytes_));
   return loaded;
 }
 

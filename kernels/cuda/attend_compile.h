@@ -33,7 +33,7 @@ class AttendKernel {
   AttendKernel(const AttendKernel&) = delete;
   AttendKernel& operator=(const AttendKernel&) = delete;
 
-  cudaKernel_t kernel() const { return kernel_; }
+  const void* function() const { return function_; }
   int head_size() const { return head_size_; }
   bool bf16() const { return bf16_; }
   int shared_bytes() const { return shared_bytes_; }
@@ -41,7 +41,7 @@ class AttendKernel {
  private:
   AttendKernel() = default;
   cudaLibrary_t library_ = nullptr;
-  cudaKernel_t kernel_ = nullptr;
+  const void* function_ = nullptr;
   int head_size_ = 0, shared_bytes_ = 0;
   bool bf16_ = false;
 };

@@ -129,10 +129,10 @@ FQ_DEVICE void AttendOnePiece(const AttendParams& params, const AttendPiece& pie
 // The kernel's body: AttendSharedBytes bytes of dynamic shared memory, kAttendWarps warps.
 template <int kHeadSize, bool kBf16, typename... Profiles>
 FQ_DEVICE void AttendBlock(const AttendParams& params) {
-  extern __shared__ __align__(1024) std::byte shared[];
+  FQ_ATTEND_SHARED(shared);
   const int lane_index = static_cast<int>(threadIdx.x & 31),
             warp = static_cast<int>(threadIdx.x / 32);
-  if (static_cast<uint32_t>(__cvta_generic_to_shared(shared)) != kSharedBase) __trap();
+  if (!SharedStartsAt(shared, kSharedBase)) __trap();
   const LaneAddress lane{static_cast<uint32_t>(lane_index * 4),
                          static_cast<uint32_t>((lane_index & 15) * 8)};
   AttendPiece piece = LoadPiece(params.pieces + blockIdx.x * kAttendWarps + warp);

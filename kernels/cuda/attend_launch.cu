@@ -19,6 +19,11 @@ struct Launch {
 // `params` is the kernel's only parameter.
 template <typename Params>
 absl::Status LaunchKernel(const Launch& launch, const Params& params, cudaStream_t stream) {
+#ifdef FQ_EMULATED
+  static_cast<void>(stream);
+  const auto kernel = reinterpret_cast<void (*)(Params)>(const_cast<void*>(launch.function));
+  emulation::RunGrid(launch.blocks, launch.threads, launch.shared_bytes, [&] { kernel(params); });
+#else
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(launch.blocks);
   config.blockDim = dim3(launch.threads);
@@ -31,6 +36,7 @@ absl::Status LaunchKernel(const Launch& launch, const Params& params, cudaStream
   config.numAttrs = launch.overlaps ? 1 : 0;
   void* arguments[] = {const_cast<Params*>(&params)};
   FQ_RETURN_IF_CUDA_ERROR(cudaLaunchKernelExC(&config, launch.function, arguments));
+#endif
   return absl::OkStatus();
 }
 
@@ -116,10 +122,9 @@ absl::Status LaunchAttend(const AttendKernel& kernel, const AttendWorkspace& wor
         LaunchKernel({edges.prepare, workspace.tasks(), 2 * d, 0, false}, query, stream));
   }
   if (steps & kAttendPages) {
-    FQ_RETURN_IF_ERROR(
-        LaunchKernel({reinterpret_cast<const void*>(kernel.kernel()), workspace.blocks(),
-                      kAttendWarps * 32, kernel.shared_bytes(), (steps & kAttendQueries) != 0},
-                     params, stream));
+    FQ_RETURN_IF_ERROR(LaunchKernel({kernel.function(), workspace.blocks(), kAttendWarps * 32,
+                                     kernel.shared_bytes(), (steps & kAttendQueries) != 0},
+                                    params, stream));
   }
   if (steps & kAttendMerge) {
     const MergeParams merge = {workspace.task_infos(), params.values, params.stats, inputs.out,

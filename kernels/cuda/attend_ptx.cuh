@@ -1,9 +1,14 @@
 // The instructions the attention kernels are made of, one function each. Device code, also compiled
-// at run time.
+// at run time. Where FQ_EMULATED is set, the same functions for the host come from the tests'
+// emulation of a GPU.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+
+#ifdef FQ_EMULATED
+#include <attend_emulation.h>
+#endif
 
 namespace fq {
 
@@ -21,6 +26,10 @@ FQ_DEVICE void StaticFor(const Body& body) {
     StaticFor<kBegin + 1, kEnd>(body);
   }
 }
+
+#ifndef FQ_EMULATED
+// Dynamic shared memory of the block.
+#define FQ_ATTEND_SHARED(name) extern __shared__ __align__(1024) std::byte name[]
 
 FQ_DEVICE uint32_t Permute(uint32_t a, uint32_t b, uint32_t selector) {
   uint32_t result;
@@ -204,5 +213,28 @@ FQ_DEVICE void LetNextStart() {
   asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
+
+// An entry of a page table; all lanes read the same one.
+FQ_DEVICE uint32_t PageEntry(const uint32_t* table, int page) {
+  uint32_t entry;
+  asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(entry) : "l"(table + page));
+  return entry;
+}
+
+// The lane, but not before `loaded` has arrived. Loads that follow share the hardware's counter
+// with those before, and a wait for the old ones would wait for the new ones too.
+FQ_DEVICE int LaneAfter(int lane, uint32_t loaded, uint32_t zero) {
+  uint32_t result;
+  asm volatile("lop3.b32 %0, %1, %2, %3, 0xF8;"  // lane | (loaded & zero)
+               : "=r"(result)
+               : "r"(lane), "r"(loaded), "r"(zero));
+  return static_cast<int>(result);
+}
+
+// Whether dynamic shared memory starts where the lookups' constants say.
+FQ_DEVICE bool SharedStartsAt(const void* shared, uint32_t address) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared)) == address;
+}
+#endif  // FQ_EMULATED
 
 }  // namespace fq

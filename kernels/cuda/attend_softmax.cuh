@@ -21,7 +21,7 @@ class Softmax {
   // Calls rescale(c0, c1) when sums of rows 2t and 2t + 1 must be multiplied.
   template <int kCount, typename Rescale>
   FQ_DEVICE void Weigh(float (&scores)[kCount][4], const Rescale& rescale) {
-    float weights[kCount][4], sum0, sum1;
+    float weights[kCount][4], sum0 = 0.0f, sum1 = 0.0f;
     Raise<kCount>(scores, 0.0f, 0.0f, weights, &sum0, &sum1);
     if (__any_sync(~0u, !(fmaxf(sum0, sum1) <= limit_))) {  // the first tokens, or a new maximum
       float top0 = kNoMaximum, top1 = kNoMaximum;

@@ -5,6 +5,10 @@
 #include "gtest/gtest.h"
 #include "tests/testing/attend_case.h"
 
+#ifdef FQ_EMULATED
+#include "tests/kernels/cuda/emulation/cuda_emulation.h"
+#endif
+
 namespace fq {
 namespace {
 
@@ -219,13 +223,19 @@ INSTANTIATE_TEST_SUITE_P(HeadSizes, AttendDeviceTest, testing::Values(64, 128));
 }  // namespace
 }  // namespace fq
 
-// --quick leaves out the long sequence; --cache-folder=FOLDER keeps compiled kernels.
+// --quick leaves out the long sequence; --cache-folder=FOLDER keeps compiled kernels. On the
+// emulated GPU, --schedule=backward or shuffled is the order in which threads run.
 int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i], folder = "--cache-folder=";
     if (argument == "--quick") testing::GTEST_FLAG(filter) = "-*Long*";
     if (argument.rfind(folder, 0) == 0) fq::g_cache_folder = argument.substr(folder.size());
+#ifdef FQ_EMULATED
+    using fq::emulation::Schedule;
+    if (argument == "--schedule=backward") fq::emulation::SetSchedule(Schedule::kBackward);
+    if (argument == "--schedule=shuffled") fq::emulation::SetSchedule(Schedule::kShuffled);
+#endif
   }
   return RUN_ALL_TESTS();
 }
