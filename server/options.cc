@@ -59,6 +59,8 @@ void ForEachOption(O& o, Visitor&& visit) {
   visit("max-segments", o.max_segments, "memory segments of one session");
   visit("max-segment-bytes", o.max_segment_bytes, "size of one memory segment, e.g. 64GiB");
   visit("max-inline-bytes", o.max_inline_bytes, "page bytes inside one message, e.g. 16MiB");
+  visit("max-message-bytes", o.max_message_bytes,
+        "bytes of requests that are not answered, and of inline replies that are not taken, each");
   visit("lease-ms", o.lease_ms, "life of a lease after its last use");
   visit("default-deadline-ms", o.default_deadline_ms, "deadline of a call that brings none");
   visit("max-deadline-ms", o.max_deadline_ms, "longest deadline that is honoured");
@@ -278,6 +280,8 @@ absl::Status CheckNumbers(const Options& o) {
       CheckBetween<uint64_t>("max-segment-bytes", o.max_segment_bytes, 4096, uint64_t{1} << 46));
   FQ_RETURN_IF_ERROR(
       CheckBetween<uint64_t>("max-inline-bytes", o.max_inline_bytes, 4096, uint64_t{1} << 30));
+  FQ_RETURN_IF_ERROR(CheckBetween<uint64_t>("max-message-bytes", o.max_message_bytes,
+                                            2 * o.max_inline_bytes, uint64_t{1} << 46));
   FQ_RETURN_IF_ERROR(CheckBetween("lease-ms", o.lease_ms, 10u, 86'400'000u));
   FQ_RETURN_IF_ERROR(CheckBetween("max-deadline-ms", o.max_deadline_ms, 1u, 86'400'000u));
   FQ_RETURN_IF_ERROR(

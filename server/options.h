@@ -41,6 +41,7 @@ struct Options {
   uint32_t max_segments = 16;  // of one session
   uint64_t max_segment_bytes = uint64_t{64} << 30;
   uint64_t max_inline_bytes = uint64_t{16} << 20;
+  uint64_t max_message_bytes = uint64_t{256} << 20;
 
   // Times.
   uint32_t lease_ms = 10'000;

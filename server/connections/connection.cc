@@ -90,7 +90,8 @@ absl::Status Connection::Serve() {
   FQ_ASSIGN_OR_RETURN(Pair pair, MakePair(name_));
   const auto known = context_->peers->Add(absl::StrCat("unix-abstract:", name_), peer_);
   context_->serve(std::move(pair.grpcs));
-  return Relay(&stream_, pair.ours.get(), context_->times, begin_, &flags_).Run();
+  return Relay(&stream_, pair.ours.get(), context_->requests, context_->times, begin_, &flags_)
+      .Run();
 }
 
 absl::Status Connection::ShakeHands(MonotonicTime deadline) {

@@ -19,6 +19,7 @@ namespace fq {
 struct ConnectionContext {
   std::unique_ptr<TlsContext> tls;  // of TCP; null: plaintext
   ConnectedPeers* peers = nullptr;
+  RequestRoom* requests = nullptr;
   ConnectionTimes times;
   std::function<void(OwnedFd)> serve;  // gives gRPC its end
   // Called last, by the connection's thread: how it ended, as Relay::Run and PeerStream::Handshake.

@@ -63,7 +63,9 @@ absl::StatusOr<std::unique_ptr<ConnectionGate>> ConnectionGate::Start(Setup setu
 ConnectionGate::ConnectionGate(Setup setup, const RandomId& id)
     : setup_(std::move(setup)),
       name_(absl::StrCat("flashquant.", absl::BytesToHexString(ToBytes(id)))),
-      wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+      wake_(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)),
+      requests_(setup_.options->max_message_bytes) {
+  context_.requests = &requests_;
   context_.peers = setup_.peers;
   context_.times = setup_.times;
   context_.serve = setup_.serve;

@@ -65,6 +65,7 @@ class ConnectionGate {
   const Setup setup_;
   const std::string name_;  // prefix of the names of connections
   const OwnedFd wake_;      // an eventfd: a connection has ended, or stop
+  RequestRoom requests_;
   ConnectionContext context_;
   std::vector<Listener> listeners_;
   std::list<std::unique_ptr<Connection>> connections_;  // oldest first; of the thread

@@ -11,22 +11,13 @@ namespace fq {
 namespace {
 
 constexpr absl::string_view kPreface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-constexpr size_t kFrameHeaderBytes = 9;
 constexpr uint32_t kCrumbBytes = 256;  // DATA below it that does not end its stream is a crumb
-enum Type : uint8_t {
-  kData = 0,
-  kHeaders = 1,
-  kResetStream = 3,
-  kSettings = 4,
-  kWindowUpdate = 8,
-  kContinuation = 9
-};
-constexpr uint8_t kEndStream = 1, kAck = 1, kEndHeaders = 4;
 
 }  // namespace
 
-FrameFilter::FrameFilter(const FrameLimits& limits)
-    : limits_(limits),
+FrameFilter::FrameFilter(OpenRequests* requests, const FrameLimits& limits)
+    : requests_(requests),
+      limits_(limits),
       controls_(limits.control_burst, limits.controls_per_second),
       resets_(limits.reset_burst, limits.resets_per_second),
       windows_(limits.window_burst, limits.windows_per_second),
@@ -45,11 +36,11 @@ absl::StatusOr<FrameVerdict> FrameFilter::Check(absl::Span<const std::byte> byte
   }
   while (at < bytes.size()) {
     if (payload_left_ == 0) {
-      if (bytes.size() - at < kFrameHeaderBytes) break;
-      const Frame frame = Parse(&bytes[at]);
+      if (bytes.size() - at < FrameHeader::kBytes) break;
+      const FrameHeader frame = FrameHeader::Parse(&bytes[at]);
       FQ_ASSIGN_OR_RETURN(Pace pace, Admit(frame, now));
       if (pace == Pace::kLater) return FrameVerdict{at, true};
-      at += kFrameHeaderBytes;
+      at += FrameHeader::kBytes;
       payload_left_ = frame.length;
     }
     const uint32_t part = static_cast<uint32_t>(std::min<size_t>(payload_left_, bytes.size() - at));
@@ -57,12 +48,6 @@ absl::StatusOr<FrameVerdict> FrameFilter::Check(absl::Span<const std::byte> byte
     payload_left_ -= part;
   }
   return FrameVerdict{at};
-}
-
-FrameFilter::Frame FrameFilter::Parse(const std::byte* header) {
-  auto byte = [header](int i) { return std::to_integer<uint32_t>(header[i]); };
-  return {byte(0) << 16 | byte(1) << 8 | byte(2), std::to_integer<uint8_t>(header[3]),
-          std::to_integer<uint8_t>(header[4])};
 }
 
 absl::Status FrameFilter::CheckPreface(absl::Span<const std::byte> bytes) {
@@ -73,9 +58,9 @@ absl::Status FrameFilter::CheckPreface(absl::Span<const std::byte> bytes) {
   return absl::InvalidArgumentError("not HTTP/2: the connection preface differs");
 }
 
-absl::StatusOr<FrameFilter::Pace> FrameFilter::Admit(const Frame& frame, MonotonicTime now) {
+absl::StatusOr<FrameFilter::Pace> FrameFilter::Admit(const FrameHeader& frame, MonotonicTime now) {
   FQ_RETURN_IF_ERROR(CheckOrder(frame));
-  if (frame.type != kData && frame.length > limits_.max_control_bytes) {
+  if (frame.type != FrameHeader::kData && frame.length > limits_.max_control_bytes) {
     return absl::ResourceExhaustedError(absl::StrCat("frame of type ", frame.type, " has ",
                                                      frame.length, " bytes: at most ",
                                                      limits_.max_control_bytes));
@@ -83,30 +68,32 @@ absl::StatusOr<FrameFilter::Pace> FrameFilter::Admit(const Frame& frame, Monoton
   FQ_ASSIGN_OR_RETURN(Pace pace, CheckPace(frame, now));
   if (pace == Pace::kLater) return pace;
   FQ_RETURN_IF_ERROR(CheckHeaderBlock(frame));
+  FQ_RETURN_IF_ERROR(requests_->OnPeerFrame(frame));
   introduced_ = true;
-  if (frame.type == kSettings && (frame.flags & kAck) != 0) acknowledged_ = true;
+  if (frame.type == FrameHeader::kSettings && frame.Has(FrameHeader::kAck)) acknowledged_ = true;
   return pace;
 }
 
-absl::Status FrameFilter::CheckOrder(const Frame& frame) const {
-  if (!introduced_ && (frame.type != kSettings || (frame.flags & kAck) != 0)) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("first frame has type ", frame.type, ": must be SETTINGS (", kSettings, ")"));
+absl::Status FrameFilter::CheckOrder(const FrameHeader& frame) const {
+  if (!introduced_ && (frame.type != FrameHeader::kSettings || frame.Has(FrameHeader::kAck))) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "first frame has type ", frame.type, ": must be SETTINGS (", FrameHeader::kSettings, ")"));
   }
-  if (in_header_block_ != (frame.type == kContinuation)) {
+  if (in_header_block_ != (frame.type == FrameHeader::kContinuation)) {
     return absl::InvalidArgumentError(absl::StrCat("frame of type ", frame.type,
                                                    in_header_block_ ? " inside" : " outside",
                                                    " a header block"));
   }
-  if (frame.type == kSettings && (frame.flags & kAck) != 0 && !greeted_) {
+  if (frame.type == FrameHeader::kSettings && frame.Has(FrameHeader::kAck) && !greeted_) {
     return absl::InvalidArgumentError("settings acknowledged before they were sent");
   }
   return absl::OkStatus();
 }
 
-absl::Status FrameFilter::CheckHeaderBlock(const Frame& frame) {
-  if (frame.type != kHeaders && frame.type != kContinuation) return absl::OkStatus();
-  if (frame.type == kHeaders) {
+absl::Status FrameFilter::CheckHeaderBlock(const FrameHeader& frame) {
+  if (frame.type != FrameHeader::kHeaders && frame.type != FrameHeader::kContinuation)
+    return absl::OkStatus();
+  if (frame.type == FrameHeader::kHeaders) {
     header_block_ = 0;
     if (!acknowledged_ && ++requests_before_ack_ > limits_.max_requests_before_ack) {
       return absl::ResourceExhaustedError(absl::StrCat(
@@ -114,26 +101,27 @@ absl::Status FrameFilter::CheckHeaderBlock(const Frame& frame) {
           limits_.max_requests_before_ack));
     }
   }
-  in_header_block_ = (frame.flags & kEndHeaders) == 0;
+  in_header_block_ = !frame.Has(FrameHeader::kEndHeaders);
   if (!in_header_block_) has_asked_ = true;
   // The frame's own header counts too, or empty CONTINUATIONs could go on for ever.
-  header_block_ += frame.length + kFrameHeaderBytes;
+  header_block_ += frame.length + static_cast<uint32_t>(FrameHeader::kBytes);
   if (header_block_ <= limits_.max_header_block_bytes) return absl::OkStatus();
   return absl::ResourceExhaustedError(absl::StrCat(
       "header block of ", header_block_, " bytes: at most ", limits_.max_header_block_bytes));
 }
 
-absl::StatusOr<FrameFilter::Pace> FrameFilter::CheckPace(const Frame& frame, MonotonicTime now) {
+absl::StatusOr<FrameFilter::Pace> FrameFilter::CheckPace(const FrameHeader& frame,
+                                                         MonotonicTime now) {
   switch (frame.type) {
-    case kHeaders:
-    case kContinuation:
+    case FrameHeader::kHeaders:
+    case FrameHeader::kContinuation:
       return Pace::kNow;
-    case kWindowUpdate:
+    case FrameHeader::kWindowUpdate:
       return windows_.Take(now) ? Pace::kNow : Pace::kLater;
-    case kData:
-      if (frame.length >= kCrumbBytes || (frame.flags & kEndStream) != 0) return Pace::kNow;
+    case FrameHeader::kData:
+      if (frame.length >= kCrumbBytes || frame.Has(FrameHeader::kEndStream)) return Pace::kNow;
       return crumbs_.Take(now) ? Pace::kNow : Pace::kLater;
-    case kResetStream:
+    case FrameHeader::kResetStream:
       return resets_.Take(now) ? Pace::kNow : Pace::kLater;
     default:
       if (controls_.Take(now)) return Pace::kNow;

@@ -11,6 +11,8 @@
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
 #include "server/clock.h"
+#include "server/connections/frame_header.h"
+#include "server/connections/open_requests.h"
 #include "server/connections/token_bucket.h"
 
 namespace fq {
@@ -33,7 +35,8 @@ struct FrameVerdict {
 
 class FrameFilter {
  public:
-  explicit FrameFilter(const FrameLimits& limits = {});
+  // `requests` hears of every frame that passes.
+  explicit FrameFilter(OpenRequests* requests, const FrameLimits& limits = {});
 
   // `bytes` are what has come and was not passed yet. An incomplete frame header stays behind.
   // InvalidArgument, ResourceExhausted: hang up; the text says which rule was broken, with both
@@ -49,19 +52,15 @@ class FrameFilter {
   bool has_asked() const { return has_asked_; }
 
  private:
-  struct Frame {
-    uint32_t length;
-    uint8_t type, flags;
-  };
   enum class Pace { kNow, kLater };
 
-  static Frame Parse(const std::byte* header);
   absl::Status CheckPreface(absl::Span<const std::byte> bytes);
-  absl::StatusOr<Pace> Admit(const Frame& frame, MonotonicTime now);
-  absl::Status CheckOrder(const Frame& frame) const;
-  absl::Status CheckHeaderBlock(const Frame& frame);
-  absl::StatusOr<Pace> CheckPace(const Frame& frame, MonotonicTime now);
+  absl::StatusOr<Pace> Admit(const FrameHeader& frame, MonotonicTime now);
+  absl::Status CheckOrder(const FrameHeader& frame) const;
+  absl::Status CheckHeaderBlock(const FrameHeader& frame);
+  absl::StatusOr<Pace> CheckPace(const FrameHeader& frame, MonotonicTime now);
 
+  OpenRequests* const requests_;
   const FrameLimits limits_;
   TokenBucket controls_, resets_, windows_, crumbs_;
   size_t preface_seen_ = 0;    // bytes

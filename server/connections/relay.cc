@@ -33,9 +33,9 @@ void RelayBuffer::Drop(size_t sent) {
   begin = 0;
 }
 
-Relay::Relay(PeerStream* peer, int node, const ConnectionTimes& times, MonotonicTime begin,
-             Flags* flags)
-    : peer_(peer), node_(node), times_(times), begin_(begin), flags_(flags) {}
+Relay::Relay(PeerStream* peer, int node, RequestRoom* room, const ConnectionTimes& times,
+             MonotonicTime begin, Flags* flags)
+    : peer_(peer), node_(node), times_(times), begin_(begin), flags_(flags), requests_(room) {}
 
 absl::Status Relay::Run() {
   while (!peer_gone_ && !(node_ended_ && out_.empty())) {
@@ -122,6 +122,7 @@ void Relay::TakeFromNode(MonotonicTime now) {
     out_.judged = out_.end = static_cast<size_t>(bytes);
     progress_ = now;
     filter_.OnGreeted();
+    requests_.OnNodeBytes(out_.ready());
   }
   node_ended_ = bytes == 0 || (bytes < 0 && !WouldBlock());
 }

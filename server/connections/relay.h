@@ -10,6 +10,7 @@
 #include "absl/types/span.h"
 #include "server/clock.h"
 #include "server/connections/frame_filter.h"
+#include "server/connections/open_requests.h"
 #include "server/connections/peer_stream.h"
 
 namespace fq {
@@ -42,8 +43,8 @@ class Relay {
 
   // `node` is the non-blocking socket whose other end gRPC has. All must outlive this object.
   // `begin` is when the connection came.
-  Relay(PeerStream* peer, int node, const ConnectionTimes& times, MonotonicTime begin,
-        Flags* flags);
+  Relay(PeerStream* peer, int node, RequestRoom* room, const ConnectionTimes& times,
+        MonotonicTime begin, Flags* flags);
 
   // Returns OK when one side ended. Otherwise why it must: DeadlineExceeded of `times`, or as
   // FrameFilter::Check; Cancelled: told to hang up.
@@ -64,7 +65,8 @@ class Relay {
   const ConnectionTimes times_;
   const MonotonicTime begin_;
   Flags* const flags_;
-  FrameFilter filter_;
+  OpenRequests requests_;
+  FrameFilter filter_{&requests_};
   RelayBuffer in_, out_;
   MonotonicTime progress_{};  // when the peer last took something
   bool peer_readable_ = false, node_readable_ = false;

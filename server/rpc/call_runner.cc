@@ -10,6 +10,27 @@
 namespace fq {
 namespace {
 
+// Holds the room of its reply until that is out or given up; then deletes itself.
+class Reactor : public grpc::ServerUnaryReactor {
+ public:
+  Reactor(ReplyRoom* replies, std::string peer) : replies_(replies), peer_(std::move(peer)) {}
+  // As ReplyRoom::Take. Called at most once.
+  absl::Status HoldReply(uint64_t bytes) {
+    absl::Status status = replies_->Take(peer_, bytes);
+    if (status.ok()) held_ = bytes;
+    return status;
+  }
+  void OnDone() override {
+    if (held_ > 0) replies_->Give(peer_, held_);
+    delete this;
+  }
+
+ private:
+  ReplyRoom* const replies_;
+  const std::string peer_;
+  uint64_t held_ = 0;
+};
+
 // One call on its way. Held by the job that answers it.
 struct RunningCall {
   Node* node;
@@ -34,10 +55,12 @@ struct RunningCall {
 
 grpc::ServerUnaryReactor* CallRunner::Run(grpc::CallbackServerContext* context,
                                           const Method& method, Body body) const {
-  RunningCall call{node_, context, context->DefaultReactor(), method.name, SteadyNow()};
+  auto* reactor = new Reactor(&replies_, context->peer());
+  RunningCall call{node_, context, reactor, method.name, SteadyNow()};
   CallContext limits;
   limits.deadline = DeadlineOf(*context, method);
   limits.cancelled = [context] { return context->IsCancelled(); };
+  limits.hold_reply = [reactor](uint64_t bytes) { return reactor->HoldReply(bytes); };
   node_->BeginCall();
   auto job = [call, limits = std::move(limits), body = std::move(body)] {
     absl::Status status = limits.Check();  // it may have waited too long already

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "server/call_context.h"
 #include "server/node.h"
+#include "server/rpc/reply_room.h"
 
 namespace fq {
 
@@ -22,7 +23,7 @@ class CallRunner {
   };
   using Body = std::function<absl::Status(const CallContext&)>;
 
-  explicit CallRunner(Node* node) : node_(node) {}
+  explicit CallRunner(Node* node) : node_(node), replies_(node->options().max_message_bytes) {}
 
   // `body` checks, calls and fills; request and response live until it has returned.
   grpc::ServerUnaryReactor* Run(grpc::CallbackServerContext* context, const Method& method,
@@ -32,6 +33,7 @@ class CallRunner {
   MonotonicTime DeadlineOf(const grpc::CallbackServerContext& context, const Method& method) const;
 
   Node* const node_;
+  mutable ReplyRoom replies_;
 };
 
 }  // namespace fq

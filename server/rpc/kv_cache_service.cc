@@ -206,6 +206,9 @@ absl::Status KvCacheService::LoadIntoReply(const CallContext& call, fq::Session&
         absl::StrCat("block_count = ", blocks.block_count, " of ", EncodedBytes(blocks),
                      " bytes in all: max-inline-bytes is ", limits_.max_inline_bytes));
   }
+  FQ_RETURN_IF_ERROR(
+      call.hold_reply(encoded ? EncodedBytes(blocks)
+                              : blocks.block_count * DenseBlockBytes(session.space->shape())));
   FQ_ASSIGN_OR_RETURN(InlineBlocks result, encoded ? path.LoadEncoded(call, *session.space, blocks)
                                                    : path.LoadInline(call, *session.space, blocks));
   response = InlineReply(std::move(result));

@@ -73,6 +73,7 @@ TEST_P(SocketFileTest, FolderThatCannotBeMade_IsUnavailable) {
 }
 
 TEST_P(SocketFileTest, Listen_HasItsModeBeforeAnybodyCanConnect) {
+  ASSERT_TRUE(PrepareSocketPath(path_).ok());
   const auto listener = ListenUnix(path_, GetParam(), 0640);
   ASSERT_TRUE(listener.ok()) << listener.status();
   struct stat info {};

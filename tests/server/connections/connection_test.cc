@@ -16,6 +16,7 @@ class ConnectionTest : public testing::Test {
  protected:
   ConnectionTest() {
     context_.peers = &peers_;
+    context_.requests = &room_;
     context_.serve = [this](OwnedFd fd) {
       absl::MutexLock lock(&mutex_);
       grpcs_.emplace(std::move(fd));
@@ -41,6 +42,7 @@ class ConnectionTest : public testing::Test {
   }
 
   ConnectedPeers peers_;
+  RequestRoom room_{1 << 20};
   ConnectionContext context_;
   std::pair<OwnedFd, OwnedFd> sockets_ = SocketPair();
   absl::Mutex mutex_;

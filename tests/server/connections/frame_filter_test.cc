@@ -13,6 +13,13 @@ constexpr uint8_t kAck = 1, kEndStream = 1, kEndHeaders = 4;
 const std::string kPreface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 constexpr MonotonicTime kStart{std::chrono::hours(1)};
 
+// What OpenRequests makes of frames is tested there.
+OpenRequests& AnyRequests() {
+  static RequestRoom room(uint64_t{1} << 40);
+  static OpenRequests requests(&room);
+  return requests;
+}
+
 std::string Frame(uint8_t type, uint8_t flags, size_t length) {
   std::string frame(9 + length, '\0');
   for (int i = 0; i < 3; ++i) frame[i] = static_cast<char>(length >> (16 - 8 * i));
@@ -36,7 +43,7 @@ absl::StatusOr<FrameVerdict> Check(FrameFilter& filter, const std::string& bytes
 
 // A filter that has let the introduction and the acknowledgement of the node's settings pass.
 FrameFilter Introduced() {
-  FrameFilter filter;
+  FrameFilter filter(&AnyRequests());
   EXPECT_TRUE(Check(filter, Hello()).ok());
   filter.OnGreeted();
   EXPECT_TRUE(Check(filter, Frame(kSettings, kAck, 0)).ok());
@@ -44,7 +51,7 @@ FrameFilter Introduced() {
 }
 
 TEST(FrameFilter, WhatAClientSays_PassesWhole) {
-  FrameFilter filter;
+  FrameFilter filter(&AnyRequests());
   EXPECT_FALSE(filter.introduced());
   EXPECT_EQ(Check(filter, Hello())->pass, Hello().size());
   EXPECT_TRUE(filter.introduced());
@@ -66,7 +73,7 @@ TEST(FrameFilter, AnyCut_PassesTheSameBytes) {
                           Frame(kPing, 0, 8) + Frame(kHeaders, 0, 3) +
                           Frame(kContinuation, kEndHeaders, 2);
   for (size_t cut = 1; cut <= 40; ++cut) {
-    FrameFilter filter;
+    FrameFilter filter(&AnyRequests());
     std::string waiting;
     size_t passed = 0;
     for (size_t at = 0; at < all.size(); at += cut) {
@@ -115,7 +122,7 @@ TEST(FrameFilter, Faults_AreRefusedWithBothValues) {
       {"unknown", Times(301, Frame(99, 0, 0)), true, kExhausted, "type 99"},
   };
   for (const Fault& fault : faults) {
-    FrameFilter filter = fault.introduced ? Introduced() : FrameFilter();
+    FrameFilter filter = fault.introduced ? Introduced() : FrameFilter(&AnyRequests());
     const auto verdict = Check(filter, fault.bytes);
     EXPECT_EQ(verdict.status().code(), fault.code) << fault.name;
     EXPECT_NE(verdict.status().message().find(fault.text), absl::string_view::npos)

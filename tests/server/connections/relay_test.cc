@@ -13,7 +13,7 @@ class RelayTest : public testing::Test {
  protected:
   void Start(ConnectionTimes times = {}) {
     thread_ = std::thread([this, times] {
-      status_ = Relay(&stream_, inner_.first.get(), times, SteadyNow(), &flags_).Run();
+      status_ = Relay(&stream_, inner_.first.get(), &room_, times, SteadyNow(), &flags_).Run();
       stream_.HangUp();
       inner_.first = OwnedFd(-1);
     });
@@ -34,6 +34,7 @@ class RelayTest : public testing::Test {
   OwnedFd& node_ = inner_.second;
   PeerStream stream_{std::move(outer_.first)};
   Relay::Flags flags_;
+  RequestRoom room_{1 << 20};
   std::thread thread_;
   absl::Status status_;
 };

@@ -61,6 +61,8 @@ TEST(CallRunner, DeadlinePassedInTheQueue_DoesNoWork) {
     wire::StoreResponse reply;
     EXPECT_EQ(client.stub().Store(&context, OneBlock(node, client), &reply).error_code(),
               grpc::StatusCode::DEADLINE_EXCEEDED);
+    // The node's clock for the call began when the call arrived, a little later than ours.
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
     busy.Release();
     EXPECT_TRUE(node.node().WaitIdle(Milliseconds(2000)));
   }
