@@ -9,11 +9,11 @@
 namespace fq {
 
 struct ErrorTask {
-  SourcePage source;  // the rows as they were encoded; may have changed since
+  SourcePage source;  // the rows as they were encoded, in host memory; may have changed since
   int layer = 0, head = 0;
   int tokens = kBlockTokens;  // 1..64
   bool sink = false;
-  const std::byte* primary = nullptr;     // base page
+  const std::byte* primary = nullptr;     // base page, in host memory
   const std::byte* refinement = nullptr;  // null: the error of base alone
 };
 

@@ -24,8 +24,10 @@ uint64_t WordOf(const BlockKey& key, size_t word) {
 std::vector<int> PagesOf(const BlockKey& key, int pages) {
   const int count = std::clamp(pages / kPagesPerPage, 1, kMostPages);
   const int first = static_cast<int>(WordOf(key, 1) % static_cast<uint64_t>(pages));
-  std::vector<int> chosen;
-  for (int i = 0; i < count; ++i) chosen.push_back((first + i * pages / count) % pages);
+  std::vector<int> chosen(static_cast<size_t>(count));
+  for (int i = 0; i < count; ++i) {
+    chosen[static_cast<size_t>(i)] = (first + i * pages / count) % pages;
+  }
   return chosen;
 }
 
