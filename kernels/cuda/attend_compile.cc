@@ -133,6 +133,15 @@ absl::StatusOr<std::unique_ptr<const AttendKernel>> AttendKernel::Load(
   loaded->head_size_ = variant.head_size;
   loaded->bf16_ = variant.bf16;
   loaded->shared_bytes_ = AttendSharedBytes(variant.head_size, variant.refined());
+  int device = 0, limit = 0;
+  FQ_RETURN_IF_CUDA_ERROR(cudaGetDevice(&device));
+  FQ_RETURN_IF_CUDA_ERROR(
+      cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  if (loaded->shared_bytes_ > limit) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("attention needs ", loaded->shared_bytes_,
+                     " bytes of shared memory in a block; the device has ", limit));
+  }
   FQ_RETURN_IF_CUDA_ERROR(cudaLibraryLoadData(&loaded->library_, code.data(), nullptr, nullptr, 0,
                                               nullptr, nullptr, 0));
   cudaKernel_t kernel = nullptr;

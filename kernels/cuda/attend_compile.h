@@ -26,7 +26,8 @@ absl::StatusOr<std::string> DeviceArchitecture();
 // Machine code loaded for the current device. Immutable after Load; callable from any thread.
 class AttendKernel {
  public:
-  // `code` is that of CompileAttend for `variant` and this device.
+  // `code` is that of CompileAttend for `variant` and this device. FailedPrecondition where the
+  // device has less shared memory than the tables take (before sm_90, and sm_120).
   static absl::StatusOr<std::unique_ptr<const AttendKernel>> Load(const AttendVariant& variant,
                                                                   const std::vector<char>& code);
   ~AttendKernel();

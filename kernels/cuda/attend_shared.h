@@ -6,9 +6,13 @@
 
 namespace fq {
 
-// Shared memory starts here in the shared window; the kernel checks it. Lookups are one instruction
-// because their address is a code byte, a lane, and a constant.
-inline constexpr int kSharedBase = 1024;
+// Dynamic shared memory starts here in the shared window; the kernel checks it. Lookups are one
+// instruction because their address is a code byte, a lane, and a constant.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+inline constexpr int kSharedBase = 0;
+#else
+inline constexpr int kSharedBase = 1024;  // behind what the system keeps for itself
+#endif
 
 // The tables of a head. A replicated table has 256 rows of 256 bytes, K in the first half of a row
 // and V in the second, repeated for every lane (entries of 8 bytes: for 16 lanes), so that no two

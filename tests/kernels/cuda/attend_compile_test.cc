@@ -1,7 +1,11 @@
 #include "kernels/cuda/attend_compile.h"
 
+#include <elf.h>
+
+#include <cstring>
 #include <filesystem>
 #include <fstream>
+#include <map>
 
 #include "gtest/gtest.h"
 #include "kernels/cuda/attend_heads.h"
@@ -21,15 +25,50 @@ AttendVariant Variant(int head_size, bool bf16) {
   return variant;
 }
 
-// No GPU is needed to compile for one.
-TEST(AttendCompileTest, EveryArchitecture_CompilesToItsOwnCode) {
-  std::vector<char> previous;
-  for (const char* architecture : {"sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"}) {
+// How often each opcode (the low 12 bits of 16 bytes) is in the kernel's section of machine code.
+std::map<int, int> CountOpcodes(const std::vector<char>& code) {
+  std::map<int, int> counts;
+  Elf64_Ehdr header;
+  std::memcpy(&header, code.data(), sizeof(header));
+  const auto section = [&](int i) {
+    Elf64_Shdr found;
+    std::memcpy(&found, code.data() + header.e_shoff + i * sizeof(found), sizeof(found));
+    return found;
+  };
+  const Elf64_Shdr names = section(header.e_shstrndx);
+  for (int i = 0; i < header.e_shnum; ++i) {
+    const Elf64_Shdr text = section(i);
+    if (std::string(code.data() + names.sh_offset + text.sh_name) !=
+        std::string(".text.") + kAttendKernelName) {
+      continue;
+    }
+    for (size_t at = text.sh_offset; at < text.sh_offset + text.sh_size; at += 16) {
+      uint64_t word;
+      std::memcpy(&word, code.data() + at, sizeof(word));
+      ++counts[static_cast<int>(word & 0xFFF)];
+    }
+  }
+  return counts;
+}
+
+// No GPU is needed to compile for one, nor to see what the compiler made of it: nothing in local
+// memory, all matrix products there, and no more instructions than when it was measured, or a
+// tenth.
+TEST(AttendCompileTest, EveryArchitecture_MachineCodeWithinItsBudget) {
+  constexpr int kLoadLocal = 0x983, kStoreLocal = 0x387, kMatrix = 0x23C;
+  constexpr int kMatrixInstructions = 4 * 5 + 4 * 6 + 4 * 8;  // K, V, and the two kinds of rows
+  constexpr std::pair<const char*, int> kMeasured[] = {{"sm_80", 2592},  {"sm_86", 2592},
+                                                       {"sm_89", 2592},  {"sm_90a", 2688},
+                                                       {"sm_100", 2304}, {"sm_120", 2328}};
+  for (const auto& [architecture, measured] : kMeasured) {
     auto code = CompileAttend(Variant(128, false), architecture, "");
     ASSERT_TRUE(code.ok()) << architecture << ": " << code.status();
-    EXPECT_EQ(std::string(code->data() + 1, 3), "ELF");
-    EXPECT_NE(*code, previous);
-    previous = *code;
+    std::map<int, int> opcodes = CountOpcodes(*code);
+    int instructions = 0;
+    for (const auto& [opcode, count] : opcodes) instructions += count;
+    EXPECT_EQ(opcodes[kLoadLocal] + opcodes[kStoreLocal], 0) << architecture;
+    EXPECT_GE(opcodes[kMatrix], kMatrixInstructions) << architecture;
+    EXPECT_LE(instructions, measured * 11 / 10) << architecture;
   }
 }
 
