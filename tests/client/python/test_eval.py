@@ -133,6 +133,11 @@ def test_eval_command_goes_on_where_it_ended(folder, tmp_path, capfd):
     assert [s["name"] for s in second["running"][0]["codecs"]] == ["fp8", "q4_0"]
     assert second["running"][0]["codecs"][0] == first["running"][0]["codecs"][0]
     assert "goes on where" in capfd.readouterr().err
+    sets = [str(folder / f"{name}.fqcs") for name in ("set", "other")]
+    assert run_eval(folder, "--codec-set", *sets, "--codecs", "-o", report_file) == 0
+    third = json.loads((tmp_path / "report.json").read_text())
+    assert [s["name"] for s in third["running"][0]["codecs"]] == ["fp8", "q4_0", "compact@other"]
+    assert [s["label"] for s in third["codec_sets"]] == ["set", "other"]
     assert run_eval(folder, "--codecs", "fp8", "-o", report_file, "--commit", "other") == 0
     assert "another commit: measured anew" in capfd.readouterr().err
 

@@ -110,10 +110,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _resume(output: Path | None, header: dict) -> dict:
-    """What an earlier call left in `output`, if it measured the same things; else `header`."""
+    """What an earlier call left in `output`, if it measured the same things; else `header`. One of
+    the two may know more codec sets, behind those of the other."""
     if output is None or not output.exists():
         return header
     old = json.loads(output.read_text(encoding="utf-8"))
+    sets = sorted((old.get("codec_sets", []), header["codec_sets"]), key=len)
+    if sets[0] == sets[1][:len(sets[0])]:
+        old["codec_sets"] = header["codec_sets"] = sets[1]
     differ = [field for field, value in header.items() if old.get(field) != value]
     if differ:
         say(f"{output} is of another {', '.join(differ)}: measured anew")
