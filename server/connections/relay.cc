@@ -13,7 +13,8 @@
 namespace fq {
 namespace {
 
-constexpr Milliseconds kPace{10};  // until a frame that came too fast is judged again
+constexpr Milliseconds kGlance{500};  // until the next look at Flags::hang_up, whatever comes
+constexpr Milliseconds kPace{10};     // until a frame that came too fast is judged again
 
 Milliseconds Until(MonotonicTime then, MonotonicTime now) {
   return std::max(Milliseconds(0),
@@ -55,9 +56,9 @@ absl::Status Relay::Run() {
 Milliseconds Relay::Timeout(MonotonicTime now) const {
   if (WantsPeer() && peer_->has_pending()) return Milliseconds(0);
   if (too_fast_) return kPace;
-  if (!filter_.introduced()) return Until(begin_ + times_.introduction, now);
-  if (!out_.empty()) return Until(progress_ + times_.stall, now);
-  return Milliseconds(-1);
+  if (!filter_.introduced()) return std::min(kGlance, Until(begin_ + times_.introduction, now));
+  if (!out_.empty()) return std::min(kGlance, Until(progress_ + times_.stall, now));
+  return kGlance;
 }
 
 void Relay::Wait(MonotonicTime now) {
