@@ -10,7 +10,7 @@ import torch
 
 from flashquant.calibrate.fit import FitOptions, fit_codec_set
 from flashquant.calibrate.inspect import inspect
-from flashquant.calibrate.loss import expected_error, measure_loss
+from flashquant.calibrate.loss import expected_error, measure_losses
 from flashquant.calibrate.statistics import Sequence, Statistics, measure
 from flashquant.calibrate.transform import DAMPING
 from flashquant.codec_set import HEAD_SIZES, CodecSet, read_codec_set, write_codec_set
@@ -157,12 +157,13 @@ def _statistics(args: argparse.Namespace, model: Model) -> Statistics:
 def _measure(codec_set: CodecSet, args: argparse.Namespace, model: Model,
              documents: list[Document]) -> None:
     """Puts what it costs into `codec_set`: loss at --test-tokens and at each --loss-tokens."""
-    first = args.test_tokens
-    codec_set.expected_error = expected_error(codec_set, model, documents, first)
-    codec_set.loss = measure_loss(codec_set, model, documents, first, _say)
-    for tokens in args.loss_tokens or []:
-        losses = measure_loss(codec_set, model, documents, tokens, _say)
-        codec_set.loss_by_length += [{"profile": name, **loss} for name, loss in losses.items()]
+    lengths = [args.test_tokens, *(args.loss_tokens or [])]
+    codec_set.expected_error = expected_error(codec_set, model, documents, args.test_tokens)
+    for entry in measure_losses(codec_set, model, documents, lengths, _say):
+        if entry["tokens"] == args.test_tokens:
+            codec_set.loss[entry["profile"]] = {k: v for k, v in entry.items() if k != "profile"}
+        else:
+            codec_set.loss_by_length.append(entry)
 
 
 def run(args: argparse.Namespace) -> int:

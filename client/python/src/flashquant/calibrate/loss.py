@@ -7,7 +7,8 @@ from flashquant.calibrate.statistics import Progress
 from flashquant.codec import PAGE_TOKENS, RowCodec, row_codecs
 from flashquant.codec_set import LOSS_NAMES, CodecSet
 from flashquant.evaluate.codecs import make_codec
-from flashquant.evaluate.scoring import Evaluation, Score
+from flashquant.evaluate.scoring import (FIRST_SCORED, KL_STEP, Comparison, Outcome, Passage,
+                                         excess, standard_error)
 from flashquant.models import Model
 from flashquant.models.base import hidden_states
 from flashquant.models.text import Document
@@ -15,29 +16,42 @@ from flashquant.models.text import Document
 ERROR_BLOCKS = 8  # of each document
 
 
-def _entry(score: Score, documents: list[Document], tokens: int) -> dict:
-    """The entry of one profile name (FORMAT.md section 7)."""
-    return {"perplexity_excess_percent": round(score.perplexity_excess_percent, 4),
-            "standard_error_percent": round(score.standard_error_percent, 4),
-            "kl_divergence": round(score.kl_divergence, 6),
-            "top1_agreement_percent": round(score.top1_agreement_percent, 3),
-            "bits_per_value": round(score.bits_per_value, 5), "tokens": tokens,
+def _entry(name: str, bits: float, outcomes: list[Outcome], documents: list[Document],
+           tokens: int) -> dict:
+    """The entry of one profile name and length (FORMAT.md section 7), of passages that may be
+    longer: what comes later does not change what was scored before."""
+    scored = tokens - 1 - FIRST_SCORED
+    added = [o.added[:scored] for o in outcomes]
+    kl = torch.cat([o.kl[:-(-scored // KL_STEP)] for o in outcomes])
+    same = torch.cat([o.same[:scored] for o in outcomes])
+    return {"profile": name,
+            "perplexity_excess_percent": round(excess(torch.cat(added)), 4),
+            "standard_error_percent": round(standard_error(added), 4),
+            "kl_divergence": round(float(kl.mean()), 6),
+            "top1_agreement_percent": round(100 * float(same.float().mean()), 3),
+            "bits_per_value": round(bits, 5), "tokens": tokens,
             "text": ", ".join(document.name for document in documents)}
 
 
-def measure_loss(codec_set: CodecSet, model: Model, documents: list[Document], tokens: int,
-                 progress: Progress) -> dict[str, dict]:
-    """Loss of both profiles in the running protocol at `tokens`, by name."""
-    evaluation = Evaluation(model, documents, tokens)
-    progress(f"raw cache, {tokens} tokens: perplexity {evaluation.prepare():.3f}")
-    found = {}
+def measure_losses(codec_set: CodecSet, model: Model, documents: list[Document],
+                   lengths: list[int], progress: Progress) -> list[dict]:
+    """Losses of both profiles in the running protocol, by length, then name.
+
+    Every document is run once, as long as the longest of `lengths` (each >= 512).
+    """
+    first, longest = FIRST_SCORED, max(lengths)
+    comparison = Comparison(model, [Passage(d.name, d.ids[:longest], first) for d in documents])
+    progress(f"raw cache, {longest} tokens: perplexity {comparison.prepare():.3f}")
+    found = []
     for name in LOSS_NAMES:
-        score = evaluation.score(make_codec(name, codec_set, model.head_size, model.device))
-        found[name] = _entry(score, documents, tokens)
-        progress(f"{name}, {tokens} tokens: {score.bits_per_value:.3f} bits, perplexity excess "
-                 f"{score.perplexity_excess_percent:.2f} +- {score.standard_error_percent:.2f} %, "
-                 f"KL divergence {score.kl_divergence:.5f}")
-    return found
+        codec = make_codec(name, codec_set, model.head_size, model.device)
+        outcomes = comparison.compare(codec.rows)
+        for tokens in lengths:
+            found.append(_entry(name, codec.bits, outcomes, documents, tokens))
+            progress("{profile}, {tokens} tokens: {bits_per_value:.3f} bits, perplexity excess "
+                     "{perplexity_excess_percent:.2f} +- {standard_error_percent:.2f} %, "
+                     "KL divergence {kl_divergence:.5f}".format(**found[-1]))
+    return sorted(found, key=lambda entry: lengths.index(entry["tokens"]))
 
 
 class _ErrorSums:
