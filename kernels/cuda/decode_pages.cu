@@ -70,7 +70,7 @@ __device__ void DecodeGroup(const DecodeSide& side, int group, float (&v)[kLaneV
   const float* sd = At<float>(side.coder, kLayout.Sd()) + kGroupChannels * group;
 #pragma unroll
   for (int i = 0; i < kLaneValues; ++i) {
-    v[i] = Refined(v[i], refinement[i], sd[ComponentOf<kSide>(side.lane, i)]);
+    v[i] = Refined(v[i], refinement[i], sd[ComponentOf(kSide, side.lane, i)]);
   }
 }
 
@@ -90,7 +90,7 @@ __device__ void StoreFragments(const DecodeSide& side, int group, bool two_terms
   float high[kLaneValues], low[kLaneValues];
 #pragma unroll
   for (int i = 0; i < kLaneValues; ++i) {
-    const float value = Clamp(v[i] * feed[ComponentOf<kSide>(side.lane, i)], kInputLimit);
+    const float value = Clamp(v[i] * feed[ComponentOf(kSide, side.lane, i)], kInputLimit);
     high[i] = value;
     low[i] = value - WidenHalves(PackHalves(value, 0.0f)).x;
   }
@@ -215,8 +215,8 @@ __device__ void DecodeToCoded(const DecodeSide& side, float* coded, const RowTar
     DecodeGroup<kHeadSize, kSide>(side, group, v);
 #pragma unroll
     for (int i = 0; i < kLaneValues; ++i) {
-      coded[TokenOf<kSide>(side.lane, i) * kStride + kGroupChannels * group +
-            ComponentOf<kSide>(side.lane, i)] = v[i];
+      coded[TokenOf(kSide, side.lane, i) * kStride + kGroupChannels * group +
+            ComponentOf(kSide, side.lane, i)] = v[i];
     }
   }
   __syncthreads();

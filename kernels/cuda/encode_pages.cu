@@ -13,6 +13,12 @@
 namespace fq {
 namespace {
 
+// One body for base and refinement keeps the searches short; on sm_100 and later it would spill.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int kPartBodies = 2;
+#else
+[[maybe_unused]] constexpr int kPartBodies = 1;
+#endif
 constexpr int kSideWarps = 4, kThreads = 2 * 32 * kSideWarps;
 
 // A thread block encodes one page: warps 0..3 K, 4..7 V.
@@ -47,6 +53,8 @@ struct EncodeSide {
   const std::byte* lists;  // of base and refinement, or null
   int kv;                  // 0 = K, 1 = V
   int warp, lane;          // within the side
+
+  __device__ Side side() const { return kv == 0 ? Side::kKey : Side::kValue; }
 };
 
 // The lane's in the first fragment of a side.
@@ -102,24 +110,27 @@ __device__ void LoadFragments(const EncodeSide& side, DType dtype, const std::by
   }
 }
 
-// Values of two neighbouring groups: of K [tile][group][2 r + e], of V [tile][r][2 group + e].
+// The lane's values of two neighbouring groups, by tile and 2 r + e.
 struct GroupPair {
-  float u[4][2][4];
+  float u[2][4][4];  // [group][tile]
 };
 
+// A (x - mu) but for scale and bias, of 16 components. The products of K are tokens x components,
+// those of V components x tokens: what lane 4 g + t gets is what its codes are made of.
 template <int kHeadSize, Side kSide>
-__device__ void MultiplyForward(const EncodeSide& side, int pair, GroupPair* out) {
+__device__ GroupPair MultiplyForward(const EncodeSide& side, int pair) {
   constexpr CoderLayout kLayout{kHeadSize};
   const uint4* matrix =
       At<uint4>(side.coder, kLayout.Forward()) + pair * kLayout.Steps() * 64 + side.lane;
   const uint4* rows = Fragments<kHeadSize>(side);
+  float product[4][2][4] = {};  // of K [tile][group][2 r + e], of V [tile][r][2 group + e]
 #pragma unroll 1
   for (int step = 0; step < kLayout.Steps(); ++step) {
     const uint4 high = matrix[step * 64], low = matrix[step * 64 + 32];
 #pragma unroll
     for (int tile = 0; tile < 4; ++tile) {
       const uint4 x = rows[(4 * step + tile) * 32];
-      float(&u)[2][4] = out->u[tile];
+      float(&u)[2][4] = product[tile];
       if (kSide == Side::kKey) {
         MultiplyAdd(u[0], x, high.x, high.z);
         MultiplyAdd(u[1], x, high.y, high.w);
@@ -133,10 +144,18 @@ __device__ void MultiplyForward(const EncodeSide& side, int pair, GroupPair* out
       }
     }
   }
+  GroupPair out;
+#pragma unroll
+  for (int i = 0; i < 2 * kLaneValues; ++i) {
+    const int group = i >> 4, tile = i >> 2 & 3, r = i >> 1 & 1, e = i & 1;
+    out.u[group][tile][2 * r + e] =
+        kSide == Side::kKey ? product[tile][group][2 * r + e] : product[tile][r][2 * group + e];
+  }
+  return out;
 }
 
-// Picks the lane's values of one of the groups and finishes them; rows without codes become 0.
-template <int kHeadSize, Side kSide>
+// The lane's values of one of the groups, scaled; rows without codes become 0.
+template <int kHeadSize>
 __device__ void FinishGroup(const EncodeSide& side, const GroupPair& in, int group,
                             float (&u)[kLaneValues]) {
   constexpr CoderLayout kLayout{kHeadSize};
@@ -146,11 +165,10 @@ __device__ void FinishGroup(const EncodeSide& side, const GroupPair& in, int gro
   const int begin = SinkEnd(side.job), end = side.job.tokens;
 #pragma unroll
   for (int i = 0; i < kLaneValues; ++i) {
-    const int tile = i >> 2, r = i >> 1 & 1, e = i & 1;
-    const float even_value = kSide == Side::kKey ? in.u[tile][0][2 * r + e] : in.u[tile][r][e];
-    const float odd_value = kSide == Side::kKey ? in.u[tile][1][2 * r + e] : in.u[tile][r][2 + e];
-    const int c = ComponentOf<kSide>(side.lane, i), token = TokenOf<kSide>(side.lane, i);
-    const float value = fmaf(odd ? odd_value : even_value, scale[c], bias[c]);
+    const float product = odd ? in.u[1][i >> 2][i & 3] : in.u[0][i >> 2][i & 3];
+    const int c = ComponentOf(side.side(), side.lane, i),
+              token = TokenOf(side.side(), side.lane, i);
+    const float value = fmaf(product, scale[c], bias[c]);
     u[i] = token >= begin && token < end ? value : 0.0f;
   }
 }
@@ -163,8 +181,9 @@ __device__ int Nearest(const EncodeSide& side, int part, const float* u) {
     OctetScratch* scratch = &Shared().octets[threadIdx.x / 32];
     return NearestOctet(tables, Shared().starts[side.kv][part], u, side.lane, scratch);
   } else {
-    if (side.lists == nullptr) return NearestOfAll<kBits>(tables, u);
-    return NearestOfList<kBits>(tables, side.lists + ListOffset(part, kBits), u);
+    const std::byte* lists = side.lists == nullptr ? nullptr : side.lists + ListOffset(part, kBits);
+    const int code = NearestOfList<kBits>(tables, lists, u);
+    return code >= 0 ? code : NearestOfAll<kBits>(tables, u);
   }
 }
 
@@ -217,39 +236,45 @@ __device__ void EncodeGroup(const EncodeSide& side, int part, int bits, float (&
 }
 
 // Codes of a group in the base and, where the job has one, in the refinement.
-template <int kHeadSize, Side kSide>
+template <int kHeadSize>
 __device__ void EncodeParts(const EncodeSide& side, const GroupPair& product, int group) {
   constexpr CoderLayout kLayout{kHeadSize};
-  float v[kLaneValues];
-  FinishGroup<kHeadSize, kSide>(side, product, group, v);
-  EncodeGroup(side, 0, At<uint8_t>(side.coder, kLayout.Classes(0))[group], v,
-              side.job.primary + At<uint16_t>(side.coder, kLayout.Starts(0))[group]);
-  if (side.job.refinement == nullptr) return;
   const float* sd = At<float>(side.coder, kLayout.Sd()) + kGroupChannels * group;
-  float u[kLaneValues];  // once more: cheaper than to keep them over the search
-  FinishGroup<kHeadSize, kSide>(side, product, group, u);
+  float v[kLaneValues];
+  FinishGroup<kHeadSize>(side, product, group, v);
+#pragma unroll kPartBodies
+  for (int part = 0; part < 2; ++part) {
+    std::byte* page = part == 0 ? side.job.primary : side.job.refinement;
+    if (page == nullptr) return;
+    if (part == 1) {
+      float u[kLaneValues];  // once more: cheaper than to keep them over the search
+      FinishGroup<kHeadSize>(side, product, group, u);
 #pragma unroll
-  for (int i = 0; i < kLaneValues; ++i) {
-    v[i] = ScaledResidual(u[i], v[i], InverseDeviation(sd[ComponentOf<kSide>(side.lane, i)]));
+      for (int i = 0; i < kLaneValues; ++i) {
+        const float deviation = sd[ComponentOf(side.side(), side.lane, i)];
+        v[i] = ScaledResidual(u[i], v[i], InverseDeviation(deviation));
+      }
+    }
+    EncodeGroup(side, part, At<uint8_t>(side.coder, kLayout.Classes(part))[group], v,
+                page + At<uint16_t>(side.coder, kLayout.Starts(part))[group]);
   }
-  EncodeGroup(side, 1, At<uint8_t>(side.coder, kLayout.Classes(1))[group], v,
-              side.job.refinement + At<uint16_t>(side.coder, kLayout.Starts(1))[group]);
 }
 
-template <int kHeadSize, Side kSide>
+template <int kHeadSize>
 __device__ void EncodeGroups(const EncodeSide& side) {
   constexpr CoderLayout kLayout{kHeadSize};
   const uint8_t* base = At<uint8_t>(side.coder, kLayout.Classes(0));
   const uint8_t* refinement = At<uint8_t>(side.coder, kLayout.Classes(1));
+#pragma unroll 1
   for (int pair = side.warp; pair < kLayout.Steps(); pair += kSideWarps) {
     int used = base[2 * pair] | base[2 * pair + 1];
     if (side.job.refinement != nullptr) used |= refinement[2 * pair] | refinement[2 * pair + 1];
     if (used == 0) continue;
-    GroupPair product = {};
-    MultiplyForward<kHeadSize, kSide>(side, pair, &product);
+    const GroupPair product = side.kv == 0 ? MultiplyForward<kHeadSize, Side::kKey>(side, pair)
+                                           : MultiplyForward<kHeadSize, Side::kValue>(side, pair);
 #pragma unroll 1
     for (int group = 2 * pair; group < 2 * pair + 2; ++group) {
-      EncodeParts<kHeadSize, kSide>(side, product, group);
+      EncodeParts<kHeadSize>(side, product, group);
     }
   }
 }
@@ -309,11 +334,7 @@ __global__ void __launch_bounds__(kThreads, 2) EncodeBasePages(EncodeParams p) {
     record = static_cast<int>(SinkRecordBytes(kHeadSize));
   }
   __syncthreads();
-  if (is_key) {
-    EncodeGroups<kHeadSize, Side::kKey>(side);
-  } else {
-    EncodeGroups<kHeadSize, Side::kValue>(side);
-  }
+  EncodeGroups<kHeadSize>(side);
   WriteChecksums(p.jobs, index, codes + record, *At<uint32_t>(side.coder, kLayout.PageBytes(1)),
                  Shared().scratch);
 }

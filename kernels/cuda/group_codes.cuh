@@ -46,17 +46,17 @@ __device__ inline void ReadGroup(int bits, const std::byte* codes, const uint32_
   alignas(16) uint8_t bytes[kLaneValues];
   const std::byte* own = codes + 2 * bits * lane;
   if (bits == 8) {
-    *reinterpret_cast<uint4*>(bytes) = *reinterpret_cast<const uint4*>(own);
+    *reinterpret_cast<uint4*>(bytes) = LoadConstant<uint4>(own);
 #pragma unroll
     for (int i = 0; i < kLaneValues; ++i) values[i] = Class8Value(bytes[i]);
   } else if (bits == 4) {
-    *reinterpret_cast<uint2*>(bytes) = *reinterpret_cast<const uint2*>(own);
+    *reinterpret_cast<uint2*>(bytes) = LoadConstant<uint2>(own);
     ReadTableGroup<4>(bytes, tables, values);
   } else if (bits == 2) {
-    *reinterpret_cast<uint32_t*>(bytes) = *reinterpret_cast<const uint32_t*>(own);
+    *reinterpret_cast<uint32_t*>(bytes) = LoadConstant<uint32_t>(own);
     ReadTableGroup<2>(bytes, tables, values);
   } else if (bits == 1) {
-    *reinterpret_cast<uint16_t*>(bytes) = *reinterpret_cast<const uint16_t*>(own);
+    *reinterpret_cast<uint16_t*>(bytes) = LoadConstant<uint16_t>(own);
     ReadTableGroup<1>(bytes, tables, values);
   } else {
 #pragma unroll
@@ -65,17 +65,14 @@ __device__ inline void ReadGroup(int bits, const std::byte* codes, const uint32_
 }
 
 // Component within the group of value `i` of a lane.
-template <Side kSide>
-__device__ inline int ComponentOf(int lane, int i) {
-  return kSide == Side::kKey ? 2 * (lane & 3) + (i & 1) : lane >> 2;
+__device__ inline int ComponentOf(Side side, int lane, int i) {
+  return side == Side::kKey ? 2 * (lane & 3) + (i & 1) : lane >> 2;
 }
 
 // Token within the page of value `i` of a lane.
-template <Side kSide>
-__device__ inline int TokenOf(int lane, int i) {
+__device__ inline int TokenOf(Side side, int lane, int i) {
   const int tile = i >> 2, r = i >> 1 & 1, e = i & 1;
-  return kSide == Side::kKey ? 16 * tile + (lane >> 2) + 8 * r
-                             : 16 * tile + 8 * r + 2 * (lane & 3) + e;
+  return 16 * tile + 8 * r + (side == Side::kKey ? lane >> 2 : 2 * (lane & 3) + e);
 }
 
 }  // namespace fq

@@ -49,7 +49,7 @@ __device__ inline int NearestOfAll(const uint32_t* tables, const float* x) {
   return best.code;
 }
 
-// The list of the cell of x, or null beyond the grid.
+// The list of the cell of x, or null beyond the grid and without lists.
 template <int kBits>
 __device__ inline const uint4* ListOf(const std::byte* lists, const float* x) {
   constexpr ListGrid kGrid = GridOf(kBits);
@@ -62,17 +62,17 @@ __device__ inline const uint4* ListOf(const std::byte* lists, const float* x) {
     cell = cell * kGrid.levels + static_cast<int>(fminf(fmaxf(level, 0.0f), last));
     largest = fmaxf(largest, fabsf(x[i]));
   }
-  if (largest >= kListLimit) return nullptr;
+  if (lists == nullptr || largest >= kListLimit) return nullptr;
   return reinterpret_cast<const uint4*>(lists + cell * kGrid.bytes);
 }
 
-// The nearest entry out of the candidates of x's cell.
+// The nearest entry out of the candidates of x's cell, or -1 where there is no list.
 template <int kBits>
 __device__ inline int NearestOfList(const uint32_t* tables, const std::byte* lists,
                                     const float* x) {
   constexpr int kWords = GridOf(kBits).bytes / 4;
   const uint4* list = ListOf<kBits>(lists, x);
-  if (list == nullptr) return NearestOfAll<kBits>(tables, x);
+  if (list == nullptr) return -1;
   uint32_t words[kWords];
 #pragma unroll
   for (int i = 0; i < kWords / 4; ++i) {
@@ -83,7 +83,7 @@ __device__ inline int NearestOfList(const uint32_t* tables, const std::byte* lis
     words[4 * i + 3] = four.w;
   }
   const int count = static_cast<int>(words[kWords - 1] >> 24);
-  if (count == 0) return NearestOfAll<kBits>(tables, x);
+  if (count == 0) return -1;
   Best best;
 #pragma unroll 1
   for (int word = 0; word < count; ++word) {

@@ -33,6 +33,12 @@ __device__ inline uint32_t Transpose(uint32_t pair) {
   return transposed;
 }
 
+// What lies in device memory and is not written while the kernel runs.
+template <typename T>
+__device__ inline T LoadConstant(const void* from) {
+  return __ldg(static_cast<const T*>(from));
+}
+
 // Orders shared memory within the warp.
 __device__ inline void WarpBarrier() { __syncwarp(); }
 

@@ -72,6 +72,11 @@ const std::byte* Exchange(const void* value, size_t bytes);
 
 inline constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
 
+template <typename T>
+T LoadConstant(const void* from) {
+  return *static_cast<const T*>(from);
+}
+
 inline void WarpBarrier() { emulation::WarpBarrier(); }
 
 template <typename T>
