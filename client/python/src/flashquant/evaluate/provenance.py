@@ -36,8 +36,7 @@ def processor() -> str:
 def machine(device: str) -> dict:
     """What ran it."""
     accelerator = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
-    return {"processor": processor(), "threads": torch.get_num_threads(),
-            "accelerator": accelerator, "torch": torch.__version__}
+    return {"processor": processor(), "accelerator": accelerator, "torch": torch.__version__}
 
 
 def describe_codec_set(codec_set: CodecSet, label: str) -> dict:
