@@ -4,8 +4,8 @@
     tests/bench/quality_through_vllm.py [--dtype float32] [--prefixes 1024 2048 4096]
 
 Puts them into tests/bench/results/quality_through_vllm.json, with machine, load and commit, in the
-place of older runs of the same dtype with no other prefixes. Needs the release build, the model and the
-texts (`make quality`).
+place of older runs of the same dtype with no other prefixes. Needs the release build, the model and
+the texts (`make quality-vllm`).
 """
 
 import argparse

@@ -21,13 +21,15 @@ from flashquant.vllm.options import REQUEST_PROFILE, REQUEST_SAVE
 CONNECTOR = {"kv_connector": "FlashQuantConnector",
              "kv_connector_module_path": "flashquant.vllm.connector"}
 CHUNK_TOKENS = 2048  # of a prefill step; more than the new tokens, so these are one step
+STAGING_BYTES = 1 << 30  # what does not fit is not stored, where the node is slower than the model
 LOOKUP_MS, LOAD_MS, STORE_MS = 5e3, 60e3, 60e3  # a miss would only spoil the measurement
 
 
 def connector_options(plan: Plan) -> dict[str, Any]:
     """kv_connector_extra_config."""
     options = {"endpoint": plan.endpoint, "profile": "exact", "lookup_timeout_ms": LOOKUP_MS,
-               "load_timeout_ms": LOAD_MS, "store_timeout_ms": STORE_MS}
+               "load_timeout_ms": LOAD_MS, "store_timeout_ms": STORE_MS,
+               "staging_bytes": STAGING_BYTES}
     return {**options, "codec_set": plan.codec_set} if plan.codec_set else options
 
 
