@@ -116,7 +116,9 @@ class PagePath {
   const RateMeter& decode_rate() const { return decode_rate_; }
 
  private:
-  absl::StatusOr<BlockOutcome> StoreBlock(const SlabSpace& space, const StoreCall& call, size_t i);
+  // Block `i` of `call`; `pin` holds it when it is there.
+  absl::StatusOr<BlockOutcome> StoreBlock(const SlabSpace& space, const StoreCall& call, size_t i,
+                                          Pin& pin);
   // Makes the first block of a chain the most recently used, so that chains are evicted from their
   // end: a block is of no use without those before it.
   void TouchBackwards(const SlabSpace& space, absl::Span<const BlockKey> keys);

@@ -43,9 +43,7 @@ absl::StatusOr<std::vector<BlockOutcome>> PagePath::StoreBlocks(const CallContex
     std::vector<Pin> pins(call.keys.size());  // a batch must not evict its own first blocks
     FQ_RETURN_IF_ERROR(workers_->ForEach(call.keys.size(), [&](size_t i) -> absl::Status {
       FQ_RETURN_IF_ERROR(context.Check());
-      FQ_ASSIGN_OR_RETURN(outcomes[i], StoreBlock(space, call, i));
-      if (outcomes[i] != BlockOutcome::kFull) pins[i] = store_->Find({space.scope, call.keys[i]});
-      if (!pins[i]) outcomes[i] = BlockOutcome::kFull;  // evicted by another before it was pinned
+      FQ_ASSIGN_OR_RETURN(outcomes[i], StoreBlock(space, call, i, pins[i]));
       return absl::OkStatus();
     }));
   }
@@ -58,7 +56,7 @@ absl::StatusOr<std::vector<BlockOutcome>> PagePath::StoreBlocks(const CallContex
 }
 
 absl::StatusOr<BlockOutcome> PagePath::StoreBlock(const SlabSpace& space, const StoreCall& call,
-                                                  size_t i) {
+                                                  size_t i, Pin& pin) {
   const uint32_t index = call.first_block_index + static_cast<uint32_t>(i);
   const PageKind kind = KindOf(call.profile);
   const BlockId id{call.keys[i], index, kBlockTokens};
@@ -71,7 +69,10 @@ absl::StatusOr<BlockOutcome> PagePath::StoreBlock(const SlabSpace& space, const 
   const SlabTag tag{index, static_cast<uint8_t>(kind), static_cast<uint8_t>(call.profile),
                     kBlockTokens};
   auto reservation = store_->Reserve({space.scope, id.key}, tag, primary_bytes, refinement_bytes);
-  if (absl::IsAlreadyExists(reservation.status())) return BlockOutcome::kExists;
+  if (absl::IsAlreadyExists(reservation.status())) {
+    pin = store_->Find({space.scope, id.key});  // none while another writer is at it
+    return BlockOutcome::kExists;
+  }
   if (absl::IsResourceExhausted(reservation.status())) return BlockOutcome::kFull;
   FQ_RETURN_IF_ERROR(reservation.status());
   const MonotonicTime begin = SteadyNow();
@@ -82,7 +83,7 @@ absl::StatusOr<BlockOutcome> PagePath::StoreBlock(const SlabSpace& space, const 
   quality_->MeasureEncoded(space, call.profile,
                            {id, reservation->primary(), reservation->refinement()}, pages);
   quality_->CountLength(space, call.profile, index, QualityWatch::Direction::kStore);
-  std::move(*reservation).Publish();
+  pin = std::move(*reservation).Publish();
   metrics_->Add(Metric::kRawBytes, {"store"}, static_cast<double>(DenseBlockBytes(space.shape())));
   metrics_->Add(Metric::kCodedBytes, {"store"},
                 static_cast<double>(primary_bytes + refinement_bytes));

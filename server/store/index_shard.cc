@@ -27,7 +27,8 @@ void IndexShard::Publish(SlabEntry& entry, uint64_t tick) {
   --totals_.reserved_slabs;
   ++totals_.published_slabs;
   entry.last_use = tick;
-  MakeEvictable(entry);
+  entry.pins = 1;
+  ++totals_.pinned_slabs;
 }
 
 std::shared_ptr<SlabEntry> IndexShard::Pin(const SlabKey& key, std::optional<uint64_t> tick) {

@@ -52,6 +52,7 @@ class IndexShard {
   // False when the key is here in any state.
   bool InsertFilling(const std::shared_ptr<SlabEntry>& entry) ABSL_LOCKS_EXCLUDED(mu_);
   FreedExtents Abandon(SlabEntry& entry) ABSL_LOCKS_EXCLUDED(mu_);
+  // Pins it as well.
   void Publish(SlabEntry& entry, uint64_t tick) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Null when the key is not published. `tick`, if any, is its last use from now on.

@@ -89,8 +89,13 @@ absl::Span<std::byte> Reservation::refinement() const {
   return entry_ != nullptr ? entry_->refinement.span() : absl::Span<std::byte>();
 }
 
-void Reservation::Publish() && {
-  if (const std::shared_ptr<SlabEntry> entry = std::move(entry_)) store_->core_->Publish(*entry);
+Pin Reservation::Publish() && {
+  Pin pin;
+  if (entry_ == nullptr) return pin;
+  store_->core_->Publish(*entry_);
+  pin.entry_ = std::move(entry_);
+  pin.store_ = store_;
+  return pin;
 }
 
 Pin::Pin(Pin&& other) noexcept : entry_(std::move(other.entry_)), store_(other.store_) {}

@@ -53,6 +53,7 @@ struct StoreStats {
   uint64_t rejected_full = 0;                                      // counters
 };
 
+class Pin;
 class Store;
 struct SlabEntry;  // store-internal
 
@@ -66,7 +67,8 @@ class Reservation {
   ~Reservation();
   absl::Span<std::byte> primary() const;
   absl::Span<std::byte> refinement() const;  // empty when none was asked for
-  void Publish() &&;
+  // The slab is visible from here on, and cannot vanish while the pin is held. Empty when this is.
+  Pin Publish() &&;
 
  private:
   friend class Store;
@@ -92,6 +94,7 @@ class Pin {
   uint64_t stored_bytes() const;  // as accounted, rounding included
 
  private:
+  friend class Reservation;
   friend class Store;
   std::shared_ptr<SlabEntry> entry_;
   Store* store_ = nullptr;

@@ -50,6 +50,14 @@ TEST_F(PagePathStoreTest, StoredTwice_ExistsAndIsLeftAsItIs) {
   EXPECT_EQ(metrics_.Values()["fq_blocks_stored_total{profile=\"exact\",result=\"exists\"}"], 2);
 }
 
+// "Exists" means "there already, or another writer is at it" (kv_cache.proto), never "no room".
+TEST_F(PagePathStoreTest, AnotherWriterIsAtIt_Exists) {
+  auto filling = store_->Reserve(Slab(1), {}, 64, 0);
+  ASSERT_TRUE(filling.ok());
+  EXPECT_EQ(StoreBatch(Profile::kExact, 0, 3), (Outcomes{kOk, kExists, kOk}));
+  EXPECT_EQ(Held(3), "e-e");
+}
+
 TEST_F(PagePathStoreTest, BatchLargerThanTheStore_KeepsItsFrontAndSaysFull) {
   store_ = *Store::Create({256 << 10, 1});  // three exact blocks
   PagePath path(store_.get(), &workers_, &metrics_, &watch_);

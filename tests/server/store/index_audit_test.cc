@@ -15,6 +15,7 @@ class IndexAudit : public testing::Test {
     entry_->refinement.bytes = 10;
     shard_.InsertFilling(entry_);
     shard_.Publish(*entry_, 1);
+    shard_.Unpin(entry_);
   }
   std::string Error() const { return std::string(shard_.Audit().status().message()); }
 

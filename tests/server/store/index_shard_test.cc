@@ -18,6 +18,7 @@ std::shared_ptr<SlabEntry> Published(IndexShard& shard, uint8_t n, uint64_t tick
   auto entry = Entry(n, 128, 64);
   EXPECT_TRUE(shard.InsertFilling(entry));
   shard.Publish(*entry, tick);
+  shard.Unpin(entry);
   return entry;
 }
 

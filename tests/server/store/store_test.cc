@@ -40,6 +40,18 @@ TEST(Reservation, Moved_PublishesOnce) {
   EXPECT_EQ(store->Stats().reserved_slabs, 0u);
 }
 
+TEST(Reservation, Published_CannotVanishWhileItsPinIsHeld) {
+  const auto store = Store::Create({64 << 10, 1}).value();  // room for one
+  Pin pin = store->Reserve(SlabKey{}, SlabTag{}, 60 << 10, 0).value().Publish();
+  EXPECT_EQ(store->Stats().pinned_slabs, 1u);
+  const SlabKey other{1, {}};
+  EXPECT_EQ(store->Reserve(other, SlabTag{}, 60 << 10, 0).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  pin = Pin();
+  EXPECT_TRUE(store->Reserve(other, SlabTag{}, 60 << 10, 0).ok());
+  EXPECT_FALSE(store->Find(SlabKey{}));
+}
+
 TEST(Pin, Moved_PinsOnce) {
   const auto store = Store::Create({1 << 20, 4}).value();
   auto room = store->Reserve(SlabKey{}, SlabTag{}, 100, 0);
