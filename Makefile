@@ -72,7 +72,7 @@ bench:  ## benchmarks of kernels and store, kept in tests/bench/results
 text:  ## calibration and test texts, from Debian packages
 	scripts/prepare_text.sh build/text
 
-quality: model text  ## the comparison of kernels/QUALITY.md, in build/quality (hours; DEVICE=cuda: minutes)
+quality: model text  ## the comparison of kernels/QUALITY.md, in build/quality (hours on a CPU)
 	$(EVAL) --device $(or $(DEVICE),cpu) --all-codecs --protocol running prefix --tokens 2048 4096 8192 \
 	  --prefix 1024 2048 4096 --tasks copy greedy recall human-eval --recall-keys 25 100 --problems 140 \
 	  -o build/quality/quality.json --plot build/quality/quality.svg

@@ -15,7 +15,9 @@ import pathlib
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
+import run
+from run import ROOT
+
 SHAPES = {"1x32768": (1, 32768), "1x131072": (1, 131072), "8x32768": (8, 32768),
           "32x8192": (32, 8192), "64x32768": (64, 32768)}
 QUERY_HEADS, KV_HEADS, HEAD_SIZE = 64, 8, 128
@@ -94,8 +96,7 @@ def describe_machine(commit: str | None) -> dict:
                           check=True, capture_output=True, text=True).stdout.splitlines()[0]
     name, driver, clock, memory_clock = (part.strip() for part in line.split(","))
     if commit is None:
-        command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=+", "--exclude", "*"]
-        commit = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        commit = run.commit()
     return {"gpu": name, "driver": driver, "sm_clock": clock, "memory_clock": memory_clock,
             "commit": commit, "command": "make bench-gpu"}
 

@@ -10,12 +10,9 @@ equal codes.
 import argparse
 import json
 import pathlib
-import sys
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
-sys.path.insert(0, str(ROOT / "tests/bench"))
-
-import attend_bench  # noqa: E402  (beside this file)
+import attend_bench
+from run import ROOT
 
 
 def print_table(results: list[dict]) -> None:
