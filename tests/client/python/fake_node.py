@@ -28,6 +28,7 @@ class FakeNode(pb_grpc.KvCacheServicer):
         self.sessions = 0
         self.messages = 0
         self.fingerprint = NAMESPACE.fingerprint()
+        self.calibrated_tokens = 0
         self.stalled = threading.Event()  # set: no session is answered
         self._server: grpc.Server | None = None
 
@@ -52,7 +53,8 @@ class FakeNode(pb_grpc.KvCacheServicer):
         for _ in request_iterator:
             self.messages += 1
             yield pb.SessionResponse(session_id=number.to_bytes(16, "little"), tenant="t",
-                                     namespace_fingerprint=self.fingerprint, lease_ms=1000)
+                                     namespace_fingerprint=self.fingerprint, lease_ms=1000,
+                                     calibrated_tokens=self.calibrated_tokens)
 
     def Lookup(self, request, context):
         """All usable, all compact."""

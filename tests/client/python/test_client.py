@@ -1,5 +1,6 @@
 """Client against a node that is slow, rude, dead or back: misses in time, and recovery."""
 
+import dataclasses
 import os
 import time
 
@@ -52,6 +53,21 @@ def test_lookup_stored_key_matches(node, client):
     node.stored.add(KEY)
     match, _ = timed_lookup(client)
     assert (match.matched_blocks, match.usable_blocks, match.stored_bytes) == (1, 1, (100,))
+
+
+@pytest.mark.parametrize("context_tokens,warnings", [(0, 0), (8191, 0), (8192, 1)])
+def test_context_twice_the_calibrated_length_warns_once(node, caplog, context_tokens, warnings):
+    node.calibrated_tokens = 4096
+    spec = dataclasses.replace(fake_node.SPEC, context_tokens=context_tokens)
+    client = Client(node.endpoint, spec, DEADLINES)
+    client.start()
+    assert client.wait_ready(5)
+    client.break_link(client.link, "a second session")
+    assert client.wait_ready(5)
+    client.close()
+    found = [text for text in caplog.messages if "calibrated at 4096 tokens" in text]
+    assert len(found) == warnings
+    assert not found or "contexts of up to 8192 tokens" in found[0]
 
 
 def test_store_ok_statuses_returned(client):

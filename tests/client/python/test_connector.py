@@ -78,7 +78,7 @@ def model_config(folder, **changes):
     hf_config = SimpleNamespace(**fields, to_dict=lambda: dict(fields))
     return SimpleNamespace(model=str(folder), hf_config=hf_config, hf_text_config=hf_config,
                            dtype=torch.bfloat16, get_total_num_kv_heads=lambda: 3,
-                           get_head_size=lambda: 64)
+                           get_head_size=lambda: 64, max_model_len=16384)
 
 
 def fingerprint(config):
@@ -176,6 +176,17 @@ def test_engine_session_spec_of_a_rank(folder):
     spec = engine.session_spec(ROWS, 0, 4096)
     assert spec.layers == (0, 1) and spec.heads == (0, 3) and spec.segment_bytes == 4096
     assert spec.namespace_name == f"vllm/{spec.namespace.fingerprint().hex()[:16]}"
+
+
+@pytest.mark.parametrize("profile,tokens", [
+    ("exact", 0), ("universal", 0), ("compact", 16384), ("near-lossless", 16384)])
+def test_engine_context_length_goes_with_profiles_of_a_codec_set(folder, tmp_path, profile, tokens):
+    codec_set = tmp_path / "a.fqcs"
+    codec_set.write_bytes(b"FQCS" + bytes(20) + bytes(range(32)) + bytes(8))
+    options = {"profile": profile, "codec_set": str(codec_set)}
+    transfer = {"kv_connector_extra_config": options}
+    engine = engine_of(*vllm_configs(folder, transfer=transfer))
+    assert engine.session_spec(ROWS, 0, 0).context_tokens == tokens
 
 
 # Small pieces.

@@ -91,6 +91,7 @@ class Client:
         self._timeouts = 0
         self._keeper: threading.Thread | None = None
         self._last_trouble = ""
+        self._warned_of_length = False
 
     def start(self) -> None:
         """Starts the thread that opens and keeps the session; returns at once. Idempotent."""
@@ -251,11 +252,22 @@ class Client:
         self._breaker.success()
         log.info("FlashQuant node %s: session open", self._endpoint)
         self._last_trouble = ""
+        self._check_length(link.info.calibrated_tokens)
         with self._state:
             self._link = link
             self._state.notify_all()
         if link.ended:  # before anybody could know of it
             self.break_link(link, link.ended)
+
+    def _check_length(self, calibrated_tokens: int) -> None:
+        """Warns, once, of contexts twice as long as the codec set was calibrated at, or longer."""
+        tokens = self.spec.context_tokens
+        if 0 < 2 * calibrated_tokens <= tokens and not self._warned_of_length:
+            self._warned_of_length = True
+            log.warning("FlashQuant: contexts of up to %d tokens, but the codec set of namespace "
+                        "%s was calibrated at %d tokens: pages far behind that lose more than it "
+                        "states; calibrate at the served length, or ask for near-lossless",
+                        tokens, self.spec.namespace_name, calibrated_tokens)
 
     def _note_trouble(self, text: str) -> None:
         """Logs once per kind of trouble in a row."""

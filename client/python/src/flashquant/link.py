@@ -43,6 +43,7 @@ class SessionSpec:
     heads: tuple[int, int]
     client_name: str = "python"
     segment_bytes: int = 0   # 0: no segment
+    context_tokens: int = 0  # longest context of lossy pages that will be asked for; 0: unknown
 
     def first_message(self) -> pb.SessionRequest:
         """Opens the session."""

@@ -62,7 +62,14 @@ class Engine:
         name = f"vllm-worker-{rank}" if segment_bytes else "vllm-scheduler"
         heads = head_range(rank, self.ranks, namespace.kv_heads, self.spec.num_kv_heads)
         return SessionSpec(namespace_name(namespace, self.options), namespace,
-                           (0, len(self.layer_names)), heads, name, segment_bytes)
+                           (0, len(self.layer_names)), heads, name, segment_bytes,
+                           self.lossy_context_tokens)
+
+    @property
+    def lossy_context_tokens(self) -> int:
+        """Longest context stored by the codec set; 0: nothing is."""
+        coded = Profile.parse(self.options.profile) in (Profile.NEAR_LOSSLESS, Profile.COMPACT)
+        return self.config.model_config.max_model_len if coded else 0
 
     @property
     def saves(self) -> bool:
