@@ -1,17 +1,18 @@
 #!/usr/bin/env python3
 """Puts a report of `make quality` into the tree: figures, picture, tables of kernels/QUALITY.md.
 
-    tests/bench/quality_page.py [REPORT, default build/quality/quality.json]
+    tests/bench/quality_page.py [REPORT..., default build/quality/quality.json]
 
-Writes tests/bench/results/quality.json and kernels/quality.svg, and replaces the blocks of the page
-between `<!-- NAME: ... -->` and `<!-- end of NAME -->`.
+Several reports are of processes that shared the measurement among them. Writes
+tests/bench/results/quality.json and kernels/quality.svg, and replaces the blocks of the page between
+`<!-- NAME: ... -->` and `<!-- end of NAME -->`.
 """
 
 import json
 import pathlib
-import shutil
 import sys
 
+from flashquant.evaluate.merge import merge_reports
 from flashquant.evaluate.plot import draw
 from flashquant.evaluate.report import claims_table, tables
 
@@ -65,9 +66,10 @@ def page_with(page: str, report: dict) -> str:
 
 def main() -> int:
     """The exit code."""
-    source = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build/quality/quality.json"
-    report = json.loads(source.read_text(encoding="utf-8"))
-    shutil.copyfile(source, RESULT)
+    sources = sys.argv[1:] or [ROOT / "build/quality/quality.json"]
+    report = merge_reports([json.loads(pathlib.Path(source).read_text(encoding="utf-8"))
+                            for source in sources])
+    RESULT.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     PICTURE.write_text(draw(report), encoding="utf-8")
     PAGE.write_text(page_with(PAGE.read_text(encoding="utf-8"), report), encoding="utf-8")
     return 0

@@ -91,18 +91,19 @@ def test_eval_command_everything_written(folder, tmp_path, capfd):
     report_file, plot = tmp_path / "deep/report.json", tmp_path / "plot.svg"
     assert run_eval(folder, "--codec-set", str(folder / "set.fqcs"), str(folder / "other.fqcs"),
                     "--codecs", *NAMES, "--protocol", "running", "prefix", "--prefix", "256",
-                    "--tasks", "copy", "recall", "--recall-keys", "4", "--recall-seeds", "2",
-                    "-o", str(report_file), "--plot", str(plot)) == 0
+                    "--prefix-windows", "2", "--tasks", "copy", "recall", "--recall-keys", "4",
+                    "--recall-seeds", "2", "-o", str(report_file), "--plot", str(plot)) == 0
     out = capfd.readouterr().out
     report = json.loads(report_file.read_text())
     assert out.strip() == tables(report)
-    names = [*NAMES, "compact@other"]
+    names = [*NAMES, "compact@other", "near-lossless@other"]
     assert [s["name"] for s in report["running"][0]["codecs"]] == names
     for part in ("copy", "recall"):
         assert [s["name"] for s in report[part][0]["codecs"]] == names
     found = report["prefix"][0]["codecs"]
     assert [s["tail_rule"] for s in found] == [True, False] * len(names)
     assert [b["end"] for b in found[0]["buckets"]] == [32, 128, 511, 511]
+    assert (report["prefix"][0]["windows"], report["prefix"][0]["texts"]) == (2, 4)
     assert report["recall"][0]["codecs"][0]["look_ups"] == 8
     picture = xml.etree.ElementTree.fromstring(plot.read_text())
     assert len(list(picture.iter("{http://www.w3.org/2000/svg}circle"))) == 2 * len(names)
@@ -136,7 +137,8 @@ def test_eval_command_goes_on_where_it_ended(folder, tmp_path, capfd):
     sets = [str(folder / f"{name}.fqcs") for name in ("set", "other")]
     assert run_eval(folder, "--codec-set", *sets, "--codecs", "-o", report_file) == 0
     third = json.loads((tmp_path / "report.json").read_text())
-    assert [s["name"] for s in third["running"][0]["codecs"]] == ["fp8", "q4_0", "compact@other"]
+    assert [s["name"] for s in third["running"][0]["codecs"]] == [
+        "fp8", "q4_0", "compact@other", "near-lossless@other"]
     assert [s["label"] for s in third["codec_sets"]] == ["set", "other"]
     assert run_eval(folder, "--codecs", "fp8", "-o", report_file, "--commit", "other") == 0
     assert "another commit: measured anew" in capfd.readouterr().err
@@ -145,6 +147,7 @@ def test_eval_command_goes_on_where_it_ended(folder, tmp_path, capfd):
 @pytest.mark.parametrize("arguments, message", [
     (["--prefix", "300"], "--prefix: found 300, expected a multiple of 64"),
     (["--prefix", "128"], ">= 256"),
+    (["--prefix-windows", "0"], "--prefix-windows: found 0, expected >= 1"),
     (["--tasks", "recall", "--recall-keys", "90"], "--recall-keys: 90 pairs take"),
     (["--protocol", "--plot", "x.svg"], "--plot: found no running protocol"),
 ])

@@ -7,7 +7,8 @@ from tiny_model import make_model
 
 from flashquant.codec import decode_fq, encode_fq, row_codecs
 from flashquant.evaluate.codecs import CodecSetRows, NamedCodec, sink_rows
-from flashquant.evaluate.prefix import LoadedRows, PrefixEvaluation, PrefixWindow
+from flashquant.evaluate.prefix import (
+    NEW_TOKENS, LoadedRows, PrefixEvaluation, PrefixWindow, cut_windows)
 from flashquant.evaluate.scoring import Comparison, Passage
 from flashquant.models import load_model
 from flashquant.models.base import (
@@ -104,6 +105,16 @@ def test_hidden_states_more_tokens_than_positions_refused(model):
     past = past_of(model, torch.zeros(1000, dtype=torch.long))
     with pytest.raises(ValueError, match="1030 tokens, but the model has 1024"):
         hidden_states(model, torch.zeros(30, dtype=torch.long), past=past)
+
+
+@pytest.mark.parametrize("tokens, most, count", [(768, 9, 1), (1279, 9, 1), (1280, 9, 2),
+                                                 (5000, 4, 4), (5000, 99, 9)])
+def test_cut_windows_score_every_token_once(tokens, most, count):
+    passages = cut_windows(Document("a", torch.arange(tokens)), PREFIX, most)
+    assert len(passages) == count and {len(p.ids) for p in passages} == {PREFIX + NEW_TOKENS}
+    scored = torch.cat([p.ids[p.first + 1:] for p in passages])
+    assert len(scored.unique()) == len(scored)
+    assert passages[0].ids[0] == 0 and (count == 1 or passages[-1].ids[-1] == tokens - 1)
 
 
 def test_prefix_evaluation_buckets(model):

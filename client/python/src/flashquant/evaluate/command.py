@@ -36,7 +36,7 @@ def add_parser(commands) -> None:
                         help="Hugging Face model folder")
     parser.add_argument("--codec-set", type=Path, nargs="+", default=[], metavar="FILE",
                         help=".fqcs files; compact, near-lossless, pca and wush-lm2 use the first, "
-                        "each other one adds a codec compact@FILE")
+                        "each other one adds compact@FILE and near-lossless@FILE")
     parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE",
                         help="texts; each is one document, cut to what a protocol needs")
     parser.add_argument("--codecs", nargs="*", choices=CODEC_NAMES, default=DEFAULT_CODECS,
@@ -65,6 +65,8 @@ def _add_measurements(parser: argparse.ArgumentParser) -> None:
                         help="lengths of documents in running (default: 2048)")
     parser.add_argument("--prefix", type=int, nargs="+", default=[2048], metavar="N",
                         help="lengths of loaded prefixes (default: 2048)")
+    parser.add_argument("--prefix-windows", type=int, default=4, metavar="N",
+                        help="at most N texts of each document in prefix (default: %(default)s)")
     parser.add_argument("--tasks", nargs="*", choices=TASKS, default=[],
                         help="copying (running); UUID look-up, greedy decoding, HumanEval (behind "
                         "a loaded prefix with the tail rule)")
@@ -84,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError("--device: found cuda, but torch sees no CUDA device")
     for prefix in args.prefix:
         check_prefix(prefix)
+    if args.prefix_windows < 1:
+        raise ValueError(f"--prefix-windows: found {args.prefix_windows}, expected >= 1")
     model = load_model(args.model, args.device)
     codec_sets = {file.stem: read_codec_set(file) for file in args.codec_set}
     for codec_set in codec_sets.values():
@@ -130,7 +134,7 @@ def _measure(args: argparse.Namespace, matrix: Matrix) -> None:
     for tokens in args.tokens if "running" in args.protocol else []:
         matrix.running(tokens)
     for prefix in args.prefix if "prefix" in args.protocol else []:
-        matrix.prefix(prefix)
+        matrix.prefix(prefix, args.prefix_windows)
     if "copy" in args.tasks:
         matrix.copy()
     for keys in args.recall_keys if "recall" in args.tasks else []:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from flashquant.codec_set import CodecSet
-from flashquant.evaluate.codecs import NamedCodec, make_codec
+from flashquant.evaluate.codecs import FQ_NAMES, NamedCodec, make_codec
 from flashquant.evaluate.generation import Generator
 from flashquant.evaluate.human_eval import HumanEval
 from flashquant.evaluate.prefix import NEW_TOKENS, PrefixEvaluation
@@ -30,17 +30,18 @@ class Subject:
 
 def make_subjects(names: list[str], codec_sets: dict[str, CodecSet], head_size: int,
                   device: str) -> list[Subject]:
-    """`names` with the first of `codec_sets` (label -> set), and `compact@LABEL` of the others.
+    """`names` with the first of `codec_sets` (label -> set), and `compact@LABEL` and
+    `near-lossless@LABEL` of the others.
 
-    Everything has the same tail: near-lossless of the first codec set, where there is one.
+    All others have the same tail: near-lossless of the first codec set, where there is one.
     """
     first = next(iter(codec_sets.values()), None)
     tail = make_codec("near-lossless", first, head_size, device) if first else None
     subjects = [Subject(make_codec(name, first, head_size, device), tail) for name in names]
     for label, codec_set in list(codec_sets.items())[1:]:
-        codec = make_codec("compact", codec_set, head_size, device)
-        own = make_codec("near-lossless", codec_set, head_size, device)
-        subjects.append(Subject(replace(codec, name=f"compact@{label}"), own))
+        both = [make_codec(name, codec_set, head_size, device) for name in FQ_NAMES]
+        subjects += [Subject(replace(codec, name=f"{codec.name}@{label}"), both[1])
+                     for codec in both]
     return subjects
 
 
@@ -87,11 +88,13 @@ class Matrix:
             for subject in missing:
                 self._keep(entry, f"running {tokens}", evaluation.score(subject.codec))
 
-    def prefix(self, prefix: int) -> None:
-        """Prefix load of one length, with and without the tail rule."""
-        entry = self._entry("prefix", prefix=prefix, new_tokens=NEW_TOKENS - 1)
+    def prefix(self, prefix: int, windows: int) -> None:
+        """Prefix load of one length, with and without the tail rule; at most `windows` texts of
+        each document."""
+        entry = self._entry("prefix", prefix=prefix, new_tokens=NEW_TOKENS - 1, windows=windows)
         if missing := self._missing(entry):
-            evaluation = PrefixEvaluation(self.model, self.documents, prefix)
+            evaluation = PrefixEvaluation(self.model, self.documents, prefix, windows)
+            entry["texts"] = evaluation.texts
             entry["raw_perplexity"] = evaluation.prepare()
             for subject in missing:
                 tails = [subject.tail, None] if subject.tail else [None]

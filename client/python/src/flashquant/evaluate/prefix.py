@@ -2,7 +2,8 @@
 
 The prefix is computed raw, stored as the node would (whole blocks; the first 16 rows of block 0 as
 the sink record of FORMAT.md section 5; with the tail rule the last two blocks near-lossless) and
-loaded. New tokens attend to it and, raw, to each other.
+loaded. New tokens attend to it and, raw, to each other. A document gives several such texts,
+because the first 32 new tokens of one say little.
 """
 
 import time
@@ -86,12 +87,24 @@ def check_prefix(prefix: int) -> None:
                          f">= {4 * PAGE_TOKENS}")
 
 
-class PrefixEvaluation:
-    """Every document: `prefix` ids loaded, 511 of the next 512 predicted."""
+def cut_windows(document: Document, prefix: int, most: int) -> list[Passage]:
+    """Up to `most` texts of `prefix` + 512 ids, at equal distances over `document`; what is scored
+    in one is not scored in another."""
+    room = len(document.ids) - prefix - NEW_TOKENS
+    count = min(most, room // NEW_TOKENS + 1)
+    begins = [room * number // max(1, count - 1) for number in range(count)]
+    return [Passage(f"{document.name} {begin}", document.ids[begin:begin + prefix + NEW_TOKENS],
+                    prefix) for begin in begins]
 
-    def __init__(self, model: Model, documents: list[Document], prefix: int) -> None:
+
+class PrefixEvaluation:
+    """Texts of every document, at most `windows`: `prefix` ids loaded, 511 more predicted."""
+
+    def __init__(self, model: Model, documents: list[Document], prefix: int,
+                 windows: int = 1) -> None:
         check_prefix(prefix)
-        passages = [Passage(d.name, d.ids[:prefix + NEW_TOKENS], prefix) for d in documents]
+        passages = [p for d in documents for p in cut_windows(d, prefix, windows)]
+        self.texts = len(passages)
         self._comparison = Comparison(model, passages, PrefixWindow(prefix=prefix), 1, prefix)
         self.prefix = prefix
 

@@ -25,8 +25,9 @@ def _prefix(part: dict) -> str:
     rows = [[s["name"], "yes" if s["tail_rule"] else "no", *map(_excess, s["buckets"]),
              f"{s['buckets'][-1]['kl_divergence']:.5f}"] for s in part["codecs"]]
     buckets = [f"{b['begin'] + 1}-{b['end']}" for b in part["codecs"][0]["buckets"]]
-    return (f"Prefix load, {part['prefix']} tokens, then {part['new_tokens']} new ones "
-            f"(raw perplexity {part['raw_perplexity']:.3f}); excess % of new tokens\n\n"
+    return (f"Prefix load, {part['prefix']} tokens, then {part['new_tokens']} new ones, "
+            f"{part['texts']} texts (raw perplexity {part['raw_perplexity']:.3f}); "
+            "excess % of new tokens\n\n"
             + _table(["codec", "tail rule", *buckets, "KL divergence"], rows))
 
 
