@@ -11,6 +11,7 @@ set(FQ_ATTEND_FILES
   kernels/cuda/attend_refined.cuh
   kernels/cuda/attend_shared.h
   kernels/cuda/attend_softmax.cuh
+  kernels/cuda/attend_tables.cuh
   kernels/cuda/tables_layout.h)
 set(FQ_ATTEND_HEADERS "")
 foreach(file ${FQ_ATTEND_FILES})

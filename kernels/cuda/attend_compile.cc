@@ -3,6 +3,7 @@
 #include <nvrtc.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <iterator>
@@ -10,7 +11,6 @@
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
-#include "kernels/cuda/attend_shared.h"
 #include "kernels/cuda/cuda_status.h"
 #include "openssl/sha.h"
 
@@ -127,21 +127,32 @@ absl::StatusOr<std::string> DeviceArchitecture() {
   return absl::StrCat("sm_", major, minor, major == 9 ? "a" : "");
 }
 
+absl::StatusOr<std::unique_ptr<const AttendKernel>> AttendKernel::Build(
+    AttendVariant variant, const std::string& cache_folder) {
+  int device = 0, limit = 0;
+  FQ_RETURN_IF_CUDA_ERROR(cudaGetDevice(&device));
+  FQ_RETURN_IF_CUDA_ERROR(
+      cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  const int fit = ReplicatedThatFit(variant.head_size, variant.refined(), limit);
+  if (fit == 0) {
+    return absl::FailedPreconditionError(absl::StrCat(
+        "attention needs ", AttendSharedBytes(variant.head_size, {1, variant.refined()}),
+        " bytes of shared memory in a block; the device has ", limit));
+  }
+  variant.replicated_tables = std::min(variant.replicated_tables, fit);
+  FQ_ASSIGN_OR_RETURN(const std::string architecture, DeviceArchitecture());
+  FQ_ASSIGN_OR_RETURN(const std::vector<char> code,
+                      CompileAttend(variant, architecture, cache_folder));
+  return Load(variant, code);
+}
+
 absl::StatusOr<std::unique_ptr<const AttendKernel>> AttendKernel::Load(
     const AttendVariant& variant, const std::vector<char>& code) {
   std::unique_ptr<AttendKernel> loaded(new AttendKernel);
   loaded->head_size_ = variant.head_size;
   loaded->bf16_ = variant.bf16;
-  loaded->shared_bytes_ = AttendSharedBytes(variant.head_size, variant.refined());
-  int device = 0, limit = 0;
-  FQ_RETURN_IF_CUDA_ERROR(cudaGetDevice(&device));
-  FQ_RETURN_IF_CUDA_ERROR(
-      cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
-  if (loaded->shared_bytes_ > limit) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("attention needs ", loaded->shared_bytes_,
-                     " bytes of shared memory in a block; the device has ", limit));
-  }
+  loaded->replicated_tables_ = variant.replicated_tables;
+  loaded->shared_bytes_ = AttendSharedBytes(variant.head_size, variant.tables());
   FQ_RETURN_IF_CUDA_ERROR(cudaLibraryLoadData(&loaded->library_, code.data(), nullptr, nullptr, 0,
                                               nullptr, nullptr, 0));
   cudaKernel_t kernel = nullptr;

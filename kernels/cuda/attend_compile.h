@@ -26,8 +26,13 @@ absl::StatusOr<std::string> DeviceArchitecture();
 // Machine code loaded for the current device. Immutable after Load; callable from any thread.
 class AttendKernel {
  public:
-  // `code` is that of CompileAttend for `variant` and this device. FailedPrecondition where the
-  // device has less shared memory than the tables take (before sm_90, and sm_120).
+  // Compiles `variant` for the current device and loads it. Devices differ in shared memory: no
+  // more tables are replicated than fit (attend_shared.h), nor than `variant` says.
+  // FailedPrecondition where not even one does.
+  static absl::StatusOr<std::unique_ptr<const AttendKernel>> Build(AttendVariant variant,
+                                                                   const std::string& cache_folder);
+
+  // `code` is that of CompileAttend for `variant` and this device.
   static absl::StatusOr<std::unique_ptr<const AttendKernel>> Load(const AttendVariant& variant,
                                                                   const std::vector<char>& code);
   ~AttendKernel();
@@ -38,12 +43,13 @@ class AttendKernel {
   int head_size() const { return head_size_; }
   bool bf16() const { return bf16_; }
   int shared_bytes() const { return shared_bytes_; }
+  int replicated_tables() const { return replicated_tables_; }
 
  private:
   AttendKernel() = default;
   cudaLibrary_t library_ = nullptr;
   const void* function_ = nullptr;
-  int head_size_ = 0, shared_bytes_ = 0;
+  int head_size_ = 0, shared_bytes_ = 0, replicated_tables_ = 0;
   bool bf16_ = false;
 };
 

@@ -29,6 +29,7 @@ std::string AttendSource(const AttendVariant& variant) {
     absl::StrAppend(&profiles, ",\n    ", ProfileType(instance));
   }
   return absl::StrCat(variant.refined() ? "#define FQ_REFINED\n" : "",
+                      "#define FQ_REPLICATED_TABLES ", variant.replicated_tables, "\n",
                       "#include \"kernels/cuda/attend_kernel.cuh\"\nnamespace fq {\nextern \"C\" ",
                       "__global__ void __launch_bounds__(kAttendWarps * 32, 1) ", kAttendKernelName,
                       "(\n    const __grid_constant__ AttendParams params) {\n  AttendBlock<",

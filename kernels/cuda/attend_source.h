@@ -8,6 +8,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "kernels/codec_set.h"
+#include "kernels/cuda/attend_shared.h"
 
 namespace fq {
 
@@ -24,6 +25,9 @@ struct AttendVariant {
     }
   };
   std::vector<Instance> instances;  // AttendPiece::code = kAttendFirstProfile + index
+  // Tables that shared memory holds once for every lane (AttendTables). AttendKernel::Build lowers
+  // it to what the device has room for.
+  int replicated_tables = kMostReplicated;
 
   // Whether any instance reads refinements.
   bool refined() const {
@@ -32,6 +36,7 @@ struct AttendVariant {
     }
     return false;
   }
+  AttendTables tables() const { return {replicated_tables, refined()}; }
 };
 
 inline constexpr char kAttendKernelName[] = "fq_attend";

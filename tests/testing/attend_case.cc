@@ -222,11 +222,9 @@ absl::Status AttendCase::Plan() {
     for (const Page& page : sequence) refined |= page.refined;
   }
   const AttendRange range{0, 0, options_.set->kv_heads(), options_.dtype};
-  const AttendLayer layer = DescribeLayer(*options_.set, range, 0, refined, tables_->Record(0, 0));
-  FQ_ASSIGN_OR_RETURN(const std::string architecture, DeviceArchitecture());
-  FQ_ASSIGN_OR_RETURN(const std::vector<char> code,
-                      CompileAttend(layer.variant, architecture, options_.cache_folder));
-  FQ_ASSIGN_OR_RETURN(kernel_, AttendKernel::Load(layer.variant, code));
+  AttendLayer layer = DescribeLayer(*options_.set, range, 0, refined, tables_->Record(0, 0));
+  layer.variant.replicated_tables = options_.replicated_tables;
+  FQ_ASSIGN_OR_RETURN(kernel_, AttendKernel::Build(layer.variant, options_.cache_folder));
   int blocks = options_.blocks;
   if (blocks == 0) {
     FQ_RETURN_IF_CUDA_ERROR(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, 0));

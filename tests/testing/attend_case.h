@@ -42,7 +42,8 @@ class AttendCase {
     int blocks = 0;        // 0: one for each multiprocessor
     float q_scale = 1.0f;  // standard deviation of the elements of q
     uint64_t seed = 1;
-    std::string cache_folder;  // of compiled kernels
+    int replicated_tables = kMostReplicated;  // fewer: as on GPUs with less shared memory
+    std::string cache_folder;                 // of compiled kernels
   };
 
   // Random pages for each sequence, in a random order in memory.

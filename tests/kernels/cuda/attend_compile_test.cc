@@ -14,7 +14,7 @@
 namespace fq {
 namespace {
 
-AttendVariant Variant(int head_size, bool bf16) {
+AttendVariant Variant(int head_size, bool bf16, bool refined = false) {
   AttendVariant variant;
   variant.head_size = head_size;
   variant.bf16 = bf16;
@@ -22,6 +22,9 @@ AttendVariant Variant(int head_size, bool bf16) {
   EXPECT_TRUE(set.ok()) << set.status();
   const CodecProfile& profile = (*set)->profile(0, 0);
   variant.instances.push_back({profile.k, profile.v, {}, {}});
+  if (refined) {
+    variant.instances.push_back({profile.k, profile.v, profile.k_refinement, profile.v_refinement});
+  }
   return variant;
 }
 
@@ -51,25 +54,58 @@ std::map<int, int> CountOpcodes(const std::vector<char>& code) {
   return counts;
 }
 
-// No GPU is needed to compile for one, nor to see what the compiler made of it: nothing in local
-// memory, all matrix products there, and no more instructions than when it was measured, or a
-// tenth.
-TEST(AttendCompileTest, EveryArchitecture_MachineCodeWithinItsBudget) {
+// What a GPU of each architecture has, and what its kernels were when they were measured.
+struct Architecture {
+  const char* name;
+  int shared_bytes;               // that one block may have
+  int replicated_tables;          // that fit
+  int instructions[2], local[2];  // of base pages; of base pages and refinements
+};
+constexpr Architecture kArchitectures[] = {{"sm_80", 163 * 1024, 2, {2568, 3968}, {0, 0}},
+                                           {"sm_86", 99 * 1024, 1, {2504, 3936}, {0, 8}},
+                                           {"sm_89", 99 * 1024, 1, {2504, 3936}, {0, 8}},
+                                           {"sm_90a", 227 * 1024, 3, {2672, 4256}, {0, 0}},
+                                           {"sm_100", 227 * 1024, 3, {2296, 3856}, {0, 0}},
+                                           {"sm_120", 99 * 1024, 1, {2312, 3992}, {0, 0}}};
+
+class AttendArchitectureTest : public testing::TestWithParam<Architecture> {};
+
+TEST_P(AttendArchitectureTest, SharedMemory_HoldsTheTables) {
+  const Architecture& a = GetParam();
+  for (int head_size : {64, 128, 256}) {
+    for (bool refined : {false, true}) {
+      EXPECT_EQ(ReplicatedThatFit(head_size, refined, a.shared_bytes), a.replicated_tables);
+    }
+  }
+}
+
+// No GPU is needed to compile for one, nor to see what the compiler made of it: as good as nothing
+// in local memory, all matrix products there, and no more instructions than when it was measured,
+// or a tenth.
+TEST_P(AttendArchitectureTest, MachineCode_WithinItsBudget) {
   constexpr int kLoadLocal = 0x983, kStoreLocal = 0x387, kMatrix = 0x23C;
   constexpr int kMatrixInstructions = 4 * 5 + 4 * 6 + 4 * 8;  // K, V, and the two kinds of rows
-  constexpr std::pair<const char*, int> kMeasured[] = {{"sm_80", 2592},  {"sm_86", 2592},
-                                                       {"sm_89", 2592},  {"sm_90a", 2688},
-                                                       {"sm_100", 2304}, {"sm_120", 2328}};
-  for (const auto& [architecture, measured] : kMeasured) {
-    auto code = CompileAttend(Variant(128, false), architecture, "");
-    ASSERT_TRUE(code.ok()) << architecture << ": " << code.status();
+  for (bool refined : {false, true}) {
+    AttendVariant variant = Variant(128, false, refined);
+    variant.replicated_tables = GetParam().replicated_tables;
+    auto code = CompileAttend(variant, GetParam().name, "");
+    ASSERT_TRUE(code.ok()) << code.status();
     std::map<int, int> opcodes = CountOpcodes(*code);
     int instructions = 0;
     for (const auto& [opcode, count] : opcodes) instructions += count;
-    EXPECT_EQ(opcodes[kLoadLocal] + opcodes[kStoreLocal], 0) << architecture;
-    EXPECT_GE(opcodes[kMatrix], kMatrixInstructions) << architecture;
-    EXPECT_LE(instructions, measured * 11 / 10) << architecture;
+    const int local = opcodes[kLoadLocal] + opcodes[kStoreLocal];
+    std::printf("%s: %d instructions, %d of local memory\n", GetParam().name, instructions, local);
+    EXPECT_LE(local, GetParam().local[refined]);
+    EXPECT_GE(opcodes[kMatrix], kMatrixInstructions);
+    EXPECT_LE(instructions, GetParam().instructions[refined] * 11 / 10);
   }
+}
+
+INSTANTIATE_TEST_SUITE_P(Architectures, AttendArchitectureTest, testing::ValuesIn(kArchitectures),
+                         [](const auto& of) { return std::string(of.param.name); });
+
+TEST(AttendCompileTest, SharedMemoryOfOldGpus_HoldsNoTable) {
+  EXPECT_EQ(ReplicatedThatFit(128, false, 48 * 1024), 0);
 }
 
 TEST(AttendCompileTest, EveryHeadSizeAndType_Compiles) {

@@ -1,9 +1,9 @@
 // Stands in for attend_compile.cc on the emulated GPU: there is no compiler at run time, so the
-// profiles of attend_device_test are compiled here. Built twice, with and without FQ_REFINED.
+// profiles of attend_device_test are compiled here. Built with and without FQ_REFINED, and for each
+// number of FQ_REPLICATED_TABLES.
 #include "kernels/base/check.h"
 #include "kernels/cuda/attend_compile.h"
 #include "kernels/cuda/attend_kernel.cuh"
-#include "kernels/cuda/attend_shared.h"
 
 namespace fq {
 namespace {
@@ -30,21 +30,15 @@ void Attend(const AttendParams params) {
 
 }  // namespace
 
-absl::StatusOr<std::string> DeviceArchitecture() { return "emulated"; }
-
-absl::StatusOr<std::vector<char>> CompileAttend(const AttendVariant& variant, const std::string&,
-                                                const std::string&) {
+absl::StatusOr<std::unique_ptr<const AttendKernel>> AttendKernel::Build(AttendVariant variant,
+                                                                        const std::string&) {
   FQ_CHECK(variant.head_size == 64 && variant.refined() == kRefinedTables);
   FQ_CHECK(variant.instances.size() == (kRefinedTables ? 6 : 3));
-  return std::vector<char>();
-}
-
-absl::StatusOr<std::unique_ptr<const AttendKernel>> AttendKernel::Load(const AttendVariant& variant,
-                                                                       const std::vector<char>&) {
   std::unique_ptr<AttendKernel> loaded(new AttendKernel);
   loaded->head_size_ = variant.head_size;
   loaded->bf16_ = variant.bf16;
-  loaded->shared_bytes_ = AttendSharedBytes(variant.head_size, variant.refined());
+  loaded->replicated_tables_ = kTables.replicated;
+  loaded->shared_bytes_ = AttendSharedBytes(variant.head_size, kTables);
   loaded->function_ = variant.bf16 ? reinterpret_cast<const void*>(&Attend<true>)
                                    : reinterpret_cast<const void*>(&Attend<false>);
   return loaded;
