@@ -4,8 +4,8 @@
     tests/bench/quality_page.py [REPORT..., default build/quality/quality.json]
 
 Several reports are of processes that shared the measurement among them. Writes
-tests/bench/results/quality.json and kernels/quality.svg, and replaces the blocks of the page between
-`<!-- NAME: ... -->` and `<!-- end of NAME -->`.
+tests/bench/results/quality.json and kernels/quality.svg, and replaces the blocks of the page
+between `<!-- NAME: ... -->` and `<!-- end of NAME -->`.
 """
 
 import json
