@@ -32,6 +32,7 @@ struct Settings {
   std::vector<std::string> sets = {"one", "mixed"},
                            shapes = {"1x32768", "1x131072", "8x32768", "32x8192", "64x32768"};
   bool refined = false;
+  int replicated_tables = kMostReplicated;
 };
 
 void Check(cudaError_t error, const char* what) {
@@ -160,9 +161,8 @@ class Bench {
         tables_(Value(TablesDevice::Create(*set_))),
         layer_(DescribeLayer(*set_, {0, 0, kKvHeads, DType::kF16}, 0, settings.refined,
                              tables_.Record(0, 0))) {
-    const std::string architecture = Value(DeviceArchitecture());
-    kernel_ = Value(AttendKernel::Load(
-        layer_.variant, Value(CompileAttend(layer_.variant, architecture, settings.cache_folder))));
+    layer_.variant.replicated_tables = settings.replicated_tables;
+    kernel_ = Value(AttendKernel::Build(layer_.variant, settings.cache_folder));
     if (settings_.blocks == 0) {
       Check(cudaDeviceGetAttribute(&settings_.blocks, cudaDevAttrMultiProcessorCount, 0),
             "cudaDeviceGetAttribute");
@@ -218,14 +218,14 @@ class Bench {
           "{\"kernel\": \"attend\", \"profiles\": \"%s\", \"refined\": %s, \"head_size\": %d, "
           "\"shape\": \"%s\", "
           "\"steps\": \"%s\", \"us\": %.2f, \"p10\": %.2f, \"p90\": %.2f, \"gb_per_s\": %.0f, "
-          "\"blocks\": %d, \"slots\": %d, \"caches\": %d}\n",
+          "\"replicated_tables\": %d, \"blocks\": %d, \"slots\": %d, \"caches\": %d}\n",
           set_name_.c_str(), settings_.refined ? "true" : "false", settings_.head_size,
           name.c_str(),
           steps == kAttendAllSteps ? "q+pages+merge"
           : steps == kAttendPages  ? "pages"
                                    : "pages+merge",
-          times.median, times.p10, times.p90, bytes / times.median / 1e3, plan.blocks, plan.slots,
-          count);
+          times.median, times.p10, times.p90, bytes / times.median / 1e3,
+          kernel_->replicated_tables(), plan.blocks, plan.slots, count);
       std::fflush(stdout);
       Check(cudaGraphExecDestroy(executable), "cudaGraphExecDestroy");
       Check(cudaGraphDestroy(graph), "cudaGraphDestroy");
@@ -280,6 +280,8 @@ int main(int argc, char** argv) {
   app.add_option("--blocks", settings.blocks, "thread blocks; 0 = multiprocessors");
   app.add_option("--profiles", settings.sets, "one, mixed, two");
   app.add_option("--shapes", settings.shapes, "BxN, ragged, lognormal");
+  app.add_option("--replicated-tables", settings.replicated_tables,
+                 "at most, of 3: as on a GPU with less shared memory");
   app.add_flag("--refined", settings.refined, "near-lossless: base and refinement");
   CLI11_PARSE(app, argc, argv);
   for (const std::string& name : settings.sets) {

@@ -15,7 +15,8 @@ namespace {
 using Page = AttendCase::Page;
 using Sequence = AttendCase::Sequence;
 
-std::string g_cache_folder;  // --cache-folder
+std::string g_cache_folder;                 // --cache-folder
+int g_replicated_tables = kMostReplicated;  // --replicated-tables
 
 // Two heads whose profiles have every class, pairs of unequal groups included, and one of few bits.
 std::vector<CodecProfile> Profiles(int head_size) {
@@ -48,6 +49,7 @@ class AttendDeviceTest : public testing::TestWithParam<int> {
   AttendCase::Options options() const {
     AttendCase::Options options;
     options.set = MakeCodecSet(GetParam(), Profiles(GetParam()));
+    options.replicated_tables = g_replicated_tables;
     options.cache_folder = g_cache_folder;
     return options;
   }
@@ -218,19 +220,24 @@ TEST_P(AttendDeviceTest, LongSequence_MatchesDouble) {
   RunAndCheck(with, {BasePages(131072)}, kF16Limit);
 }
 
-INSTANTIATE_TEST_SUITE_P(HeadSizes, AttendDeviceTest, testing::Values(64, 128));
+INSTANTIATE_TEST_SUITE_P(HeadSizes, AttendDeviceTest, testing::Values(64, 128, 256));
 
 }  // namespace
 }  // namespace fq
 
-// --quick leaves out the long sequence; --cache-folder=FOLDER keeps compiled kernels. On the
-// emulated GPU, --schedule=backward or shuffled is the order in which threads run.
+// --quick leaves out the long sequence; --cache-folder=FOLDER keeps compiled kernels;
+// --replicated-tables=N is as on a GPU with room for no more (attend_shared.h). On the emulated
+// GPU, --schedule=backward or shuffled is the order in which threads run.
 int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
   for (int i = 1; i < argc; ++i) {
-    const std::string argument = argv[i], folder = "--cache-folder=";
+    const std::string argument = argv[i],
+                      folder = "--cache-folder=", tables = "--replicated-tables=";
     if (argument == "--quick") testing::GTEST_FLAG(filter) = "-*Long*";
     if (argument.rfind(folder, 0) == 0) fq::g_cache_folder = argument.substr(folder.size());
+    if (argument.rfind(tables, 0) == 0) {
+      fq::g_replicated_tables = std::stoi(argument.substr(tables.size()));
+    }
 #ifdef FQ_EMULATED
     using fq::emulation::Schedule;
     if (argument == "--schedule=backward") fq::emulation::SetSchedule(Schedule::kBackward);
