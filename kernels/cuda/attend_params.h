@@ -40,6 +40,10 @@ static_assert(sizeof(AttendPiece) == 48, "read as three 16-byte words");
 struct AttendQueryLayout {
   int head_size;
   FQ_HD constexpr int Rows() const { return kAttendRows * head_size * 2; }
+  // Within such rows.
+  FQ_HD constexpr int Element(int row, int component) const {
+    return 2 * (row * head_size + component);
+  }
   // FP16 [8][d], coded domain, times scale * log2(e): for base, and for refinement (times sd).
   FQ_HD constexpr int Coded(int part) const { return part * Rows(); }
   // Element type [8][d]: the rows themselves, times scale * log2(e).

@@ -3,18 +3,22 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/base/check.h"
 #include "kernels/codec/float_convert.h"
 #include "kernels/codec/page_layout.h"
+#include "kernels/codec/quantise.h"
 #include "kernels/page_bytes.h"
 #include "tests/testing/codec_set_builder.h"
 #include "tests/testing/random.h"
 
 namespace fq {
 namespace {
+
+constexpr double kLog2E = 1.4426950408889634;
 
 std::vector<uint8_t> ClassesOf(const std::string& pairs) {
   std::vector<uint8_t> classes;
@@ -233,12 +237,15 @@ absl::Status AttendCase::Plan() {
   const AttendPlan plan = PlanAttend({blocks, options_.queries_per_kv_head}, layer.heads, planned);
   FQ_ASSIGN_OR_RETURN(AttendWorkspace workspace,
                       AttendWorkspace::Create(plan, options_.set->head_size()));
+  tasks_ = plan.tasks;
   workspace_ = std::make_unique<AttendWorkspace>(std::move(workspace));
   return absl::OkStatus();
 }
 
 absl::StatusOr<AttendCase::Result> AttendCase::Run() {
-  Result result{std::vector<uint16_t>(q_.size()), std::vector<float>(rows())};
+  const AttendQueryLayout layout{options_.set->head_size()};
+  Result result{std::vector<uint16_t>(q_.size()), std::vector<float>(rows()),
+                std::vector<std::byte>(tasks_.size() * layout.Bytes())};
   FQ_ASSIGN_OR_RETURN(q_device_, Copy(q_));
   FQ_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(out_.as<void>(), 0xFF, out_.bytes(), stream_));
   FQ_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(lse_.as<void>(), 0xFF, lse_.bytes(), stream_));
@@ -255,6 +262,8 @@ absl::StatusOr<AttendCase::Result> AttendCase::Run() {
       cudaMemcpy(result.out.data(), out_.as<void>(), out_.bytes(), cudaMemcpyDeviceToHost));
   FQ_RETURN_IF_CUDA_ERROR(
       cudaMemcpy(result.lse.data(), lse_.as<void>(), lse_.bytes(), cudaMemcpyDeviceToHost));
+  FQ_RETURN_IF_CUDA_ERROR(cudaMemcpy(result.queries.data(), workspace_->params().queries,
+                                     result.queries.size(), cudaMemcpyDeviceToHost));
   return result;
 }
 
@@ -283,6 +292,16 @@ AttendCase::Rows AttendCase::DecodedRows(int sequence, int kv_head) const {
     const auto v = values.begin() + kBlockTokens * d;
     rows.k.insert(rows.k.end(), values.begin(), values.begin() + page.tokens * d);
     rows.v.insert(rows.v.end(), v, v + page.tokens * d);
+    const std::vector<float> coded = ReferenceCoded(reference);
+    reference.refinement = nullptr;
+    const std::vector<float> base = ReferenceCoded(reference);
+    for (int i = 0; i < page.tokens * d; ++i) {
+      rows.base.push_back(base[i]);
+      rows.refinement.push_back(static_cast<double>(coded[i]) - base[i]);
+    }
+    for (int t = 0; t < page.tokens; ++t) {
+      rows.coded.push_back(page.kind == PageKind::kBase && !(page.sink && t < kSinkTokens));
+    }
   }
   return rows;
 }
@@ -292,6 +311,73 @@ AttendedRow AttendCase::Expected(const Rows& rows, int row) const {
   std::vector<float> q(d);
   for (int c = 0; c < d; ++c) q[c] = ElementValue(q_[static_cast<size_t>(row) * d + c]);
   return AttendReference(rows.k, rows.v, d, q.data(), scale());
+}
+
+// Scores in units of log(2).
+std::vector<double> AttendCase::RoundedScores(const Rows& rows, int row,
+                                              const Result& result) const {
+  const int d = options_.set->head_size();
+  const AttendQueryLayout layout{d};
+  const std::byte* task = result.queries.data();
+  int task_row = -1, head = row / options_.queries_per_kv_head % options_.set->kv_heads();
+  for (size_t i = 0; task_row < 0; ++i) {
+    const auto* end = tasks_[i].rows + kAttendRows;
+    const auto* found = std::find(tasks_[i].rows, end, row);
+    if (found == end) continue;
+    task += i * layout.Bytes();
+    task_row = static_cast<int>(found - tasks_[i].rows);
+  }
+  const auto element = [&](int part, int c) {
+    uint16_t bits;
+    std::memcpy(&bits, task + part + layout.Element(task_row, c), 2);
+    return part == layout.Plain() ? ElementValue(bits) : HalfToFloat(bits);
+  };
+  const CodecProfile& profile = options_.set->profile(0, head);
+  const HeadCodec& codec = options_.set->k(0, head);
+  std::vector<double> plain(d), base(d), refinement(d);
+  double mean = 0;
+  for (int c = 0; c < d; ++c) {
+    const double q = ElementValue(q_[static_cast<size_t>(row) * d + c]);
+    mean += q * codec.mu[c] * scale() * kLog2E;
+    const auto unit = [&](const std::vector<uint8_t>& classes) {
+      return classes[c / kGroupChannels] == 8 ? kClass8Step : 1.0;
+    };
+    plain[c] = element(layout.Plain(), c);
+    base[c] = element(layout.Coded(0), c) / unit(profile.k);
+    if (codec.sd[c] != 0) {
+      refinement[c] = element(layout.Coded(1), c) / (unit(profile.k_refinement) * codec.sd[c]);
+    }
+  }
+  std::vector<double> scores;
+  for (size_t t = 0; t < rows.coded.size(); ++t) {
+    double score = rows.coded[t] ? mean : 0;
+    for (int c = 0; c < d; ++c) {
+      const size_t at = t * d + c;
+      if (!rows.coded[t]) score += plain[c] * rows.k[at];
+      if (rows.coded[t]) score += base[c] * rows.base[at];
+      // A page without refinement must not see a query that was never written for one.
+      if (rows.coded[t] && rows.refinement[at] != 0) score += refinement[c] * rows.refinement[at];
+    }
+    scores.push_back(score);
+  }
+  return scores;
+}
+
+AttendedRow AttendCase::ExpectedOfRounded(const Rows& rows, int row, const Result& result) const {
+  const int d = options_.set->head_size();
+  const std::vector<double> scores = RoundedScores(rows, row, result);
+  AttendedRow expected{std::vector<double>(d), -std::numeric_limits<double>::infinity()};
+  if (scores.empty()) return expected;
+  const double top = *std::max_element(scores.begin(), scores.end());
+  double sum = 0;
+  for (size_t t = 0; t < scores.size(); ++t) {
+    const double weight = std::exp2(scores[t] - top);
+    sum += weight;
+    for (int c = 0; c < d; ++c) expected.out[c] += weight * rows.v[t * d + c];
+  }
+  for (double& value : expected.out) value /= sum;
+  expected.lse = (top + std::log2(sum)) / kLog2E;
+  return expected;
 }
 
 }  // namespace fq

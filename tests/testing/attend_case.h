@@ -55,7 +55,7 @@ class AttendCase {
   struct Result {
     std::vector<uint16_t> out;
     std::vector<float> lse;
-    bool operator==(const Result& other) const { return out == other.out && lse == other.lse; }
+    std::vector<std::byte> queries;  // of each task, as the kernels read them (AttendQueryLayout)
   };
   absl::StatusOr<Result> Run();
 
@@ -64,12 +64,18 @@ class AttendCase {
   int RowOf(int sequence, int query, int kv_head, int q_head) const;
   // Elements of q, [rows][d].
   std::vector<uint16_t>& q() { return q_; }
-  // K and V rows [tokens][d] of a head of a sequence, as they decode.
+  // K and V rows [tokens][d] of a head of a sequence, as they decode; of K also the coded domain:
+  // base, and what the refinement adds to it.
   struct Rows {
-    std::vector<double> k, v;
+    std::vector<double> k, v, base, refinement;
+    std::vector<char> coded;  // [tokens] 0 = exact or of a sink record
   };
   Rows DecodedRows(int sequence, int kv_head) const;
+  // Of q itself.
   AttendedRow Expected(const Rows& rows, int row) const;
+  // Of q as the kernels round it: in the coded domain to FP16, base and refinement each, and for
+  // exact and sink rows to the element type.
+  AttendedRow ExpectedOfRounded(const Rows& rows, int row, const Result& result) const;
   float ElementValue(uint16_t bits) const;
   float scale() const;
 
@@ -78,6 +84,7 @@ class AttendCase {
     std::vector<std::byte> primary, refinement;
   };
   AttendCase() = default;
+  std::vector<double> RoundedScores(const Rows& rows, int row, const Result& result) const;
   void FillSlabs();
   Slab RandomSlab(const Page& page, uint64_t seed) const;
   absl::Status Upload();
@@ -87,6 +94,7 @@ class AttendCase {
   std::vector<Sequence> sequences_;
   std::vector<std::vector<Slab>> slabs_;  // [sequence][page]
   std::vector<uint16_t> q_;
+  std::vector<AttendTaskInfo> tasks_;
   std::unique_ptr<TablesDevice> tables_;
   std::unique_ptr<const AttendKernel> kernel_;
   std::unique_ptr<AttendWorkspace> workspace_;
