@@ -74,7 +74,7 @@ text:  ## calibration and test texts, from Debian packages
 
 quality: model text  ## the comparison of kernels/QUALITY.md, in build/quality (hours on a CPU)
 	$(EVAL) --device $(or $(DEVICE),cpu) --all-codecs --protocol running prefix --tokens 2048 4096 8192 \
-	  --prefix 1024 2048 4096 --prefix-windows 8 --tasks copy greedy recall human-eval --recall-keys 25 100 --problems 140 \
+	  --prefix 1024 2048 4096 --prefix-windows $(if $(DEVICE),8,4) --tasks copy greedy recall human-eval --recall-keys 25 100 --problems 140 \
 	  -o build/quality/quality.json --plot build/quality/quality.svg
 
 quality-gate: model text  ## the figures that make test holds the codec set to (minutes)
