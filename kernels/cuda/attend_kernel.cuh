@@ -38,13 +38,11 @@ FQ_DEVICE void StorePartial(Softmax& softmax, const Sums<kHeadSize>& sums, float
   if (lane < 4) stats[lane] = make_float4(even.x, even.y, odd.x, odd.y);
 }
 
-// Adds up runs of warps with the same slot, in the order of the warps.
+// Adds up runs of warps with the same slot, in the order of the warps: quad i of channels and rows.
 template <int kHeadSize>
-FQ_DEVICE void MergeBlock(const AttendParams& params, const std::byte* shared) {
+FQ_DEVICE void MergeQuad(const AttendParams& params, const std::byte* shared, int i) {
   constexpr PartialsLayout kLayout{kHeadSize};
   constexpr int kQuads = kHeadSize * 2;
-  const int i = static_cast<int>(threadIdx.x);
-  if (i >= kQuads) return;
   const int* slots = reinterpret_cast<const int*>(shared + kLayout.Slot(0));
   const float4* values = reinterpret_cast<const float4*>(shared) + i;
   const float4* stats = reinterpret_cast<const float4*>(shared + kLayout.Stats(0)) + (i & 3);
@@ -167,7 +165,9 @@ FQ_DEVICE void AttendBlock(const AttendParams& params) {
   StorePartial(softmax, sums, reinterpret_cast<float4*>(shared + kLayout.Values(warp)),
                reinterpret_cast<float4*>(shared + kLayout.Stats(warp)));
   __syncthreads();
-  MergeBlock<kHeadSize>(params, shared);
+  for (int i = static_cast<int>(threadIdx.x); i < kQuads; i += kAttendWarps * 32) {
+    MergeQuad<kHeadSize>(params, shared, i);
+  }
 }
 
 // A profile of base pages alone.

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -268,42 +269,60 @@ absl::StatusOr<AttendCase::Result> AttendCase::Run() {
 }
 
 AttendCase::Rows AttendCase::DecodedRows(int sequence, int kv_head) const {
+  const auto& pages = sequences_[sequence];
+  const size_t d = options_.set->head_size();
+  std::vector<size_t> first = {0};  // token of each page
+  for (const Page& page : pages) first.push_back(first.back() + page.tokens);
   Rows rows;
-  const int d = options_.set->head_size();
-  for (size_t i = 0; i < sequences_[sequence].size(); ++i) {
-    const Page& page = sequences_[sequence][i];
-    const Slab& slab = slabs_[sequence][i];
-    ReferencePage reference;
-    reference.kind = page.kind;
-    reference.head_size = d;
-    reference.dtype = options_.dtype;
-    reference.sink = page.sink;
-    reference.codec_set = options_.set.get();
-    reference.head = kv_head;
-    size_t primary = 0, refinement = 0;
-    for (int head = 0; head < kv_head; ++head) {
-      const CodecProfile& profile = options_.set->profile(0, head);
-      primary += PageBytes({page.kind, options_.dtype, d, page.sink}, &profile);
-      refinement += PageBytes({PageKind::kRefinement, options_.dtype, d, page.sink}, &profile);
-    }
-    reference.primary = slab.primary.data() + primary;
-    if (page.refined) reference.refinement = slab.refinement.data() + refinement;
-    const std::vector<double> values = ReferenceRows(reference);
-    const auto v = values.begin() + kBlockTokens * d;
-    rows.k.insert(rows.k.end(), values.begin(), values.begin() + page.tokens * d);
-    rows.v.insert(rows.v.end(), v, v + page.tokens * d);
-    const std::vector<float> coded = ReferenceCoded(reference);
-    reference.refinement = nullptr;
-    const std::vector<float> base = ReferenceCoded(reference);
-    for (int i = 0; i < page.tokens * d; ++i) {
-      rows.base.push_back(base[i]);
-      rows.refinement.push_back(static_cast<double>(coded[i]) - base[i]);
-    }
-    for (int t = 0; t < page.tokens; ++t) {
-      rows.coded.push_back(page.kind == PageKind::kBase && !(page.sink && t < kSinkTokens));
-    }
+  for (auto* values : {&rows.k, &rows.v, &rows.base, &rows.refinement}) {
+    values->resize(first.back() * d);
   }
+  rows.coded.resize(first.back());
+  const size_t count = std::max(1u, std::thread::hardware_concurrency());
+  std::vector<std::thread> threads;
+  for (size_t thread = 0; thread < count; ++thread) {
+    threads.emplace_back([&, thread] {
+      for (size_t i = thread; i < pages.size(); i += count) {
+        DecodePage(pages[i], slabs_[sequence][i], kv_head, first[i], &rows);
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
   return rows;
+}
+
+void AttendCase::DecodePage(const Page& page, const Slab& slab, int kv_head, size_t token,
+                            Rows* rows) const {
+  const int d = options_.set->head_size();
+  ReferencePage reference;
+  reference.kind = page.kind;
+  reference.head_size = d;
+  reference.dtype = options_.dtype;
+  reference.sink = page.sink;
+  reference.codec_set = options_.set.get();
+  reference.head = kv_head;
+  size_t primary = 0, refinement = 0;
+  for (int head = 0; head < kv_head; ++head) {
+    const CodecProfile& profile = options_.set->profile(0, head);
+    primary += PageBytes({page.kind, options_.dtype, d, page.sink}, &profile);
+    refinement += PageBytes({PageKind::kRefinement, options_.dtype, d, page.sink}, &profile);
+  }
+  reference.primary = slab.primary.data() + primary;
+  if (page.refined) reference.refinement = slab.refinement.data() + refinement;
+  const std::vector<double> values = ReferenceRows(reference);
+  const std::vector<float> coded = ReferenceCoded(reference);
+  reference.refinement = nullptr;
+  const std::vector<float> base = ReferenceCoded(reference);
+  for (int i = 0; i < page.tokens * d; ++i) {
+    const size_t to = token * d + i;
+    rows->k[to] = values[i];
+    rows->v[to] = values[kBlockTokens * d + i];
+    rows->base[to] = base[i];
+    rows->refinement[to] = static_cast<double>(coded[i]) - base[i];
+  }
+  for (int t = 0; t < page.tokens; ++t) {
+    rows->coded[token + t] = page.kind == PageKind::kBase && !(page.sink && t < kSinkTokens);
+  }
 }
 
 AttendedRow AttendCase::Expected(const Rows& rows, int row) const {

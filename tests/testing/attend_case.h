@@ -84,6 +84,7 @@ class AttendCase {
     std::vector<std::byte> primary, refinement;
   };
   AttendCase() = default;
+  void DecodePage(const Page& page, const Slab& slab, int kv_head, size_t token, Rows* rows) const;
   std::vector<double> RoundedScores(const Rows& rows, int row, const Result& result) const;
   void FillSlabs();
   Slab RandomSlab(const Page& page, uint64_t seed) const;
