@@ -1,5 +1,6 @@
-# Attention on the emulated GPU: the cases of attend_device_test. Shared memory is laid out in another
-# way for each head size, with and without refinements, and for each number of replicated tables.
+# Attention on the emulated GPU: the cases of attend_device_test. Shared memory is laid out in
+# another way for each head size, with and without refinements, and for each number of replicated
+# tables.
 set(cuda ${PROJECT_SOURCE_DIR}/kernels/cuda)
 set_source_files_properties(${cuda}/attend_launch.cu
   PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
