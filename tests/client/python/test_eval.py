@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 import xml.etree.ElementTree
 
 import pytest
@@ -107,6 +109,15 @@ def test_eval_command_everything_written(folder, tmp_path, capfd):
     assert report["recall"][0]["codecs"][0]["look_ups"] == 8
     picture = xml.etree.ElementTree.fromstring(plot.read_text())
     assert len(list(picture.iter("{http://www.w3.org/2000/svg}circle"))) == 2 * len(names)
+
+
+def test_commands_start_without_grpc():
+    """`flashquant[calibrate]` does not bring it, and a GPU machine need not have it."""
+    program = ("import sys; sys.modules['grpc'] = None; from flashquant.cli import main; "
+               "main(['eval', '--help'])")
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                           check=False)
+    assert found.returncode == 0 and "--codec-set" in found.stdout, found.stderr
 
 
 def test_eval_command_no_codec_set_refused(folder, capfd):

@@ -6,7 +6,7 @@ from test_codec_set import random_codec_set
 from tiny_model import make_model
 
 from flashquant.codec import decode_fq, encode_fq, row_codecs
-from flashquant.evaluate.codecs import CodecSetRows, NamedCodec, sink_rows
+from flashquant.evaluate.codecs import CODEC_NAMES, NamedCodec, make_codec, sink_rows
 from flashquant.evaluate.prefix import (
     NEW_TOKENS, LoadedRows, PrefixEvaluation, PrefixWindow, cut_windows)
 from flashquant.evaluate.scoring import Comparison, Passage
@@ -28,6 +28,9 @@ def negative_rows(layer, k, v):
     return -k, -v
 
 
+ZERO, NEGATIVE = (NamedCodec(rows.__name__, rows, 0.0, 0.0) for rows in (zero_rows, negative_rows))
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     return load_model(make_model(tmp_path_factory.mktemp("tiny") / "model"))
@@ -45,7 +48,7 @@ def test_sink_rows_are_those_of_the_record():
 
 def test_loaded_rows_sinks_codec_tail_and_new_tokens():
     k, v = torch.randn(2, 2, PREFIX + 10, 64, generator=torch.Generator().manual_seed(3))
-    for found, raw in zip(LoadedRows(zero_rows, PREFIX, negative_rows)(0, k, v), (k, v)):
+    for found, raw in zip(LoadedRows(ZERO, PREFIX, NEGATIVE)(0, k, v), (k, v)):
         assert found[:, :16].equal(sink_rows(raw[:, :16]))
         assert found[:, 16:128].abs().max() == 0
         assert found[:, 128:PREFIX].equal(-raw[:, 128:PREFIX])
@@ -55,7 +58,8 @@ def test_loaded_rows_sinks_codec_tail_and_new_tokens():
 def test_loaded_rows_of_codec_set_are_what_a_node_delivers():
     codec_set = random_codec_set(layers=1, kv_heads=1)
     k, v = torch.randn(2, 1, PREFIX, 64, generator=torch.Generator().manual_seed(4))
-    rows = LoadedRows(CodecSetRows(codec_set, False), PREFIX, CodecSetRows(codec_set, True))
+    compact, near = (make_codec(name, codec_set, 64) for name in ("compact", "near-lossless"))
+    rows = LoadedRows(compact, PREFIX, near)
     loaded = rows(0, k, v)
     codecs = row_codecs(codec_set, 0, 0)
     for block in range(4):
@@ -65,6 +69,19 @@ def test_loaded_rows_of_codec_set_are_what_a_node_delivers():
             page = type(page)(page.primary)
         for found, wanted in zip(loaded, decode_fq(codecs, page, 64, block == 0, torch.float32)):
             assert found[0, part].allclose(wanted, atol=1e-4), block
+
+
+@pytest.mark.parametrize("name", CODEC_NAMES)
+def test_loaded_rows_of_several_prefixes_are_those_of_each(name):
+    codec_set = random_codec_set(layers=1, kv_heads=2)
+    codec, tail = (make_codec(n, codec_set, 64) for n in (name, "near-lossless"))
+    k, v = torch.randn(2, 2, 3 * PREFIX, 64, generator=torch.Generator().manual_seed(9))
+    rows = LoadedRows(codec, PREFIX, tail)
+    together = rows.load(0, k, v)
+    for number in range(3):
+        part = slice(PREFIX * number, PREFIX * (number + 1))
+        for found, alone in zip(together, rows(0, k[:, part], v[:, part])):
+            assert found[:, part].allclose(alone, atol=1e-4)
 
 
 def test_prefix_window_only_new_tokens_see_loaded_rows(model):
@@ -85,7 +102,7 @@ def test_comparison_past_runs_once_same_outcome(model):
         comparison = Comparison(model, [Passage("a", ids, PREFIX)], PrefixWindow(prefix=PREFIX), 1,
                                 past)
         comparison.prepare()
-        found.append(comparison.compare(LoadedRows(negative_rows, PREFIX, zero_rows))[0])
+        found.append(comparison.compare(LoadedRows(NEGATIVE, PREFIX, ZERO))[0])
     assert found[0].raw_nll.allclose(found[1].raw_nll, atol=1e-3)
     assert found[0].nll.allclose(found[1].nll, atol=1e-3)
     assert not found[0].nll.allclose(found[0].raw_nll, atol=1e-2)
@@ -122,7 +139,7 @@ def test_prefix_evaluation_buckets(model):
     documents = [Document(n, torch.randint(256, (800,), generator=generator)) for n in "ab"]
     evaluation = PrefixEvaluation(model, documents, PREFIX)
     assert evaluation.prepare() > 1
-    lost = evaluation.score(NamedCodec("zero", zero_rows, 0.0, 0.0), None)
+    lost = evaluation.score(ZERO, None)
     assert [(b.begin, b.end) for b in lost.buckets] == [(0, 32), (32, 128), (128, 511), (0, 511)]
     assert lost.buckets[-1].kl_divergence > 0.01 and not lost.tail_rule
     kept = evaluation.score(NamedCodec("raw", same_rows, 16.0, 16.0), None)  # sinks are int8

@@ -26,11 +26,13 @@ Apply = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class Rival:
-    """`apply`: K, V of a sequence -> what a reader gets. `bits(d)`: per value, mean of K and V."""
+    """`apply`: K, V of a sequence -> what a reader gets. `bits(d)`: per value, mean of K and V.
+    `by_row`: no row depends on another."""
 
     apply: Apply
     bits: Callable[[int], float]
     about: str
+    by_row: bool = True
 
 
 def fp8_e4m3(x: Tensor) -> Tensor:
@@ -174,7 +176,8 @@ RIVALS = {
     "turboquant-4": _turboquant_rival(4),
     "turboquant-3": _turboquant_rival(3),
     "hadamard-lm3": _hadamard_rival(3),
-    "kivi-2": Rival(kivi_2, lambda d: 2 + 32 / KIVI_GROUP, "KIVI, 2 bits, groups of 32"),
+    "kivi-2": Rival(kivi_2, lambda d: 2 + 32 / KIVI_GROUP, "KIVI, 2 bits, groups of 32",
+                    by_row=False),
     "hadamard-lm2": _hadamard_rival(2),
     "higgs-2d": Rival(_both(higgs_2d), lambda d: 2 + 16 / d, "Hadamard + 16 pairs (HIGGS)"),
 }

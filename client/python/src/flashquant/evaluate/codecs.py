@@ -1,6 +1,8 @@
 """Codecs by name, as the `Rows` that a model's far queries see."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +23,15 @@ INT8_LARGEST = 127
 
 @dataclass(frozen=True)
 class NamedCodec:
-    """`bits`: codes and scales per value. `stored_bits`: with checksums and slab headers too."""
+    """`bits`: codes and scales per value. `stored_bits`: with checksums and slab headers too.
+    `joined`: number of tokens (whole blocks) -> the same for sequences of that many, one behind
+    the other; None: code them one by one. The first 16 rows of each are for the user to replace."""
 
     name: str
     rows: Rows
     bits: float
     stored_bits: float
+    joined: Callable[[int], Rows] | None = None
 
 
 def sink_rows(x: Tensor) -> Tensor:
@@ -49,16 +54,24 @@ class CodecSetRows:
 
     def __call__(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """k, v [G, T, d] FP32 -> what a load delivers, FP32."""
-        codecs = self._codecs[layer]
-        return (torch.stack([self._one(pair[0], x) for pair, x in zip(codecs, k)]),
-                torch.stack([self._one(pair[1], x) for pair, x in zip(codecs, v)]))
+        return self._sequences(k.shape[1], layer, k, v)
 
-    def _one(self, codec: RowCodec, x: Tensor) -> Tensor:
+    def joined(self, tokens: int) -> Rows:
+        """See `NamedCodec`."""
+        return partial(self._sequences, tokens)
+
+    def _sequences(self, tokens: int, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Sequences of `tokens` rows, one behind the other; whole blocks if there are several."""
+        k, v = (torch.stack([self._one(pair[which], x, tokens)
+                             for pair, x in zip(self._codecs[layer], rows)])
+                for which, rows in enumerate((k, v)))
+        return k, v
+
+    def _one(self, codec: RowCodec, x: Tensor, sequence: int) -> Tensor:
         tokens = len(x)
         padded = F.pad(codec.components(x), (0, 0, 0, -tokens % PAGE_TOKENS))
-        blank = torch.zeros(len(padded), dtype=torch.bool, device=x.device)
-        blank[:SINK_TOKENS] = True
-        blank[tokens:] = True
+        place = torch.arange(len(padded), device=x.device)
+        blank = (place % sequence < SINK_TOKENS) | (place >= tokens)
         if self._refined:
             values = codec.values(*codec.encode(padded, blank))
         else:
@@ -72,21 +85,26 @@ def make_codec(name: str, codec_set: CodecSet | None, head_size: int,
     if name in RIVALS:
         rival = RIVALS[name]
         bits = rival.bits(head_size)
-        return NamedCodec(name, lambda _, k, v: rival.apply(k, v), bits, bits)
+        return _of_rows(name, lambda _, k, v: rival.apply(k, v), bits, rival.by_row)
     if name not in CODEC_NAMES:
         raise ValueError(f"codec {name!r} is unknown; known: {', '.join(CODEC_NAMES)}")
     if codec_set is None:
         raise ValueError(f"codec {name!r} needs a codec set (--codec-set)")
     if name == "pca":
         components = PrincipalComponents(codec_set, device)
-        return NamedCodec(name, components, components.bits, components.bits)
+        return _of_rows(name, components, components.bits)
     if name == "wush-lm2":
         balanced = BalancedTransform(codec_set, 2, device)
-        return NamedCodec(name, balanced, balanced.bits, balanced.bits)
+        return _of_rows(name, balanced, balanced.bits)
     refined = name == "near-lossless"
-    return NamedCodec(name, CodecSetRows(codec_set, refined, device),
-                      codec_set.bits_per_value(refined),
-                      8 * RAW_BYTES / interior_ratio(codec_set, refined))
+    rows = CodecSetRows(codec_set, refined, device)
+    return NamedCodec(name, rows, codec_set.bits_per_value(refined),
+                      8 * RAW_BYTES / interior_ratio(codec_set, refined), rows.joined)
+
+
+def _of_rows(name: str, rows: Rows, bits: float, by_row: bool = True) -> NamedCodec:
+    """A codec that codes each row by itself, unless told otherwise, and stores nothing else."""
+    return NamedCodec(name, rows, bits, bits, (lambda _: rows) if by_row else None)
 
 
 def check_fits(codec_set: CodecSet, model: Model) -> None:

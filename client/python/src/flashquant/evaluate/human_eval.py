@@ -118,7 +118,7 @@ class HumanEval:
 
     def score(self, codec: NamedCodec, tail: NamedCodec | None) -> HumanEvalScore:
         """What `codec` changes; `tail` as in `PrefixEvaluation.score`."""
-        rows = LoadedRows(codec.rows, len(self._prefix), tail.rows if tail else None)
+        rows = LoadedRows(codec, len(self._prefix), tail)
         answers = self._answers(self._generator.prefix_cache(self._prefix, rows))
         agreed = sum(_agreed(a, b) for a, b in zip(self._raw, answers))
         same = [a == b for a, b in zip(self._bodies(self._raw), self._bodies(answers))]

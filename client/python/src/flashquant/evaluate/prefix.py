@@ -15,7 +15,7 @@ from torch import Tensor
 from flashquant.codec import PAGE_TOKENS, SINK_TOKENS
 from flashquant.evaluate.codecs import NamedCodec, sink_rows
 from flashquant.evaluate.scoring import Comparison, Passage, excess, standard_error
-from flashquant.models import Model, Rows, Window
+from flashquant.models import Model, Window
 from flashquant.models.text import Document
 
 NEW_TOKENS = 512
@@ -39,23 +39,38 @@ class PrefixWindow(Window):
 
 
 class LoadedRows:
-    """What a load delivers of the first `prefix` rows. `tail`: codec of the last two blocks."""
+    """What a load delivers of prefixes of `prefix` rows. `tail`: codec of the last two blocks."""
 
-    def __init__(self, rows: Rows, prefix: int, tail: Rows | None) -> None:
-        self._rows, self._prefix, self._tail = rows, prefix, tail
+    def __init__(self, codec: NamedCodec, prefix: int, tail: NamedCodec | None) -> None:
+        self._codec, self._prefix, self._tail = codec, prefix, tail
 
     def __call__(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """A `Rows`; rows from `prefix` on are not touched."""
-        stored = k[:, :self._prefix], v[:, :self._prefix]
-        parts = [[sink_rows(raw[:, :SINK_TOKENS]), x[:, SINK_TOKENS:]]
-                 for raw, x in zip(stored, self._rows(layer, *stored))]
+        """A `Rows` of one sequence; rows from `prefix` on are not touched."""
+        loaded = self.load(layer, k[:, :self._prefix], v[:, :self._prefix])
+        k, v = (torch.cat([x, raw[:, self._prefix:]], 1) for x, raw in zip(loaded, (k, v)))
+        return k, v
+
+    def load(self, layer: int, k: Tensor, v: Tensor) -> list[Tensor]:
+        """K, V [G, N `prefix`, d] of N prefixes, one behind the other -> what loads deliver."""
+        raw = [x.unflatten(1, (-1, self._prefix)) for x in (k, v)]
+        found = _code(self._codec, layer, *raw)
+        for x, stored in zip(found, raw):
+            x[:, :, :SINK_TOKENS] = sink_rows(stored[:, :, :SINK_TOKENS])
         if self._tail is not None:
             # One block more, because codecs of a codec set leave out the first rows, the sinks.
-            last = [x[:, -TAIL_TOKENS - PAGE_TOKENS:] for x in stored]
-            for part, x in zip(parts, self._tail(layer, *last)):
-                part[1:] = [part[1][:, :-TAIL_TOKENS], x[:, -TAIL_TOKENS:]]
-        k, v = (torch.cat([*part, raw[:, self._prefix:]], 1) for part, raw in zip(parts, (k, v)))
-        return k, v
+            last = [x[:, :, -TAIL_TOKENS - PAGE_TOKENS:] for x in raw]
+            for x, tail in zip(found, _code(self._tail, layer, *last)):
+                x[:, :, -TAIL_TOKENS:] = tail[:, :, -TAIL_TOKENS:]
+        return [x.flatten(1, 2) for x in found]
+
+
+def _code(codec: NamedCodec, layer: int, k: Tensor, v: Tensor) -> list[Tensor]:
+    """K, V [G, N, P, d] of N sequences after `codec`; in one piece where that is the same."""
+    if codec.joined:
+        both = codec.joined(k.shape[2])(layer, k.flatten(1, 2), v.flatten(1, 2))
+        return [coded.unflatten(1, (k.shape[1], -1)).clone() for coded in both]
+    pairs = [codec.rows(layer, k[:, n], v[:, n]) for n in range(k.shape[1])]
+    return [torch.stack(column, 1) for column in zip(*pairs)]
 
 
 @dataclass(frozen=True)
@@ -115,8 +130,7 @@ class PrefixEvaluation:
     def score(self, codec: NamedCodec, tail: NamedCodec | None) -> PrefixScore:
         """What `codec` loses; `tail`: codec of the last two blocks, None: no tail rule."""
         start = time.monotonic()
-        rows = LoadedRows(codec.rows, self.prefix, tail.rows if tail else None)
-        outcomes = self._comparison.compare(rows)
+        outcomes = self._comparison.compare(LoadedRows(codec, self.prefix, tail))
         buckets = []
         for begin, end in BUCKETS:
             added = [o.added[begin:end] for o in outcomes]

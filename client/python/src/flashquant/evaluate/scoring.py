@@ -9,6 +9,8 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -70,8 +72,24 @@ def _log_probabilities(weight: Tensor, hidden: Tensor) -> Iterator[Tensor]:
         yield torch.log_softmax(part @ weight.T, -1)
 
 
+def _behind(past: tuple[Tensor, Tensor], _: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """`Rows` that puts `past` in the place of the first rows."""
+    k, v = (torch.cat([x, raw[:, x.shape[1]:]], 1) for x, raw in zip(past, (k, v)))
+    return k, v
+
+
 def _nll(log_probabilities: Tensor, targets: Tensor) -> Tensor:
     return -log_probabilities.gather(1, targets[:, None])[:, 0]
+
+
+class PastRows(Protocol):
+    """`Rows` that also know what becomes of the pasts of several passages at once."""
+
+    def __call__(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Rows`."""
+
+    def load(self, layer: int, k: Tensor, v: Tensor) -> list[Tensor]:
+        """K, V [G, N P, d] of N pasts of P rows, one behind the other, as far queries see them."""
 
 
 class Comparison:
@@ -80,7 +98,7 @@ class Comparison:
     def __init__(self, model: Model, passages: list[Passage], window: Window = Window(),
                  kl_step: int = KL_STEP, past_tokens: int = 0) -> None:
         """`past_tokens`: whole chunks in which no query sees coded rows, so that they run once;
-        positions are scored behind them."""
+        positions are scored behind them, and `compare` takes `PastRows`."""
         self._model, self._window, self._step = model, window, kl_step
         self._past_tokens = past_tokens
         self._weight = model.head_weight().float()
@@ -98,6 +116,19 @@ class Comparison:
                                past)
         return hidden[passage.first - self._past_tokens:-1]
 
+    def _hidden_behind_pasts(self, rows: PastRows) -> Iterator[Tensor]:
+        """As `_hidden` of every passage, layer by layer, so that the pasts are coded at once."""
+        states = [self._model.embed(p.ids[self._past_tokens:]) for p in self.passages]
+        for layer in range(self._model.layers):
+            pasts = [reference.past[layer] for reference in self._references]
+            joined = (torch.cat(column, 1).float() for column in zip(*pasts))
+            loaded = zip(*(x.split(self._past_tokens, 1) for x in rows.load(layer, *joined)))
+            for number, far in enumerate(loaded):
+                states[number] = self._model.layer(
+                    layer, states[number], partial(_behind, far), self._window, pasts[number])
+        for passage, state in zip(self.passages, states):
+            yield self._model.final_norm(state)[passage.first - self._past_tokens:-1]
+
     def _targets(self, passage: Passage) -> tuple[Tensor, ...]:
         return passage.ids[passage.first + 1:].to(self._weight.device).split(HEAD_CHUNK)
 
@@ -113,10 +144,9 @@ class Comparison:
             kept.append(logs[::self._step].half())
         return _Reference(torch.cat(nll), torch.cat(best), kept, past)
 
-    def _compare(self, passage: Passage, rows: Rows, reference: _Reference) -> Outcome:
+    def _outcome(self, passage: Passage, hidden: Tensor, reference: _Reference) -> Outcome:
         targets = self._targets(passage)
         nll, kl, best = [], [], []
-        hidden = self._hidden(passage, rows, reference.past)
         for number, logs in enumerate(_log_probabilities(self._weight, hidden)):
             nll.append(_nll(logs, targets[number]))
             best.append(logs.argmax(-1))
@@ -128,10 +158,14 @@ class Comparison:
         return Outcome(*(part.cpu() for part in parts))
 
     @torch.no_grad()
-    def compare(self, rows: Rows) -> list[Outcome]:
+    def compare(self, rows: Rows | PastRows) -> list[Outcome]:
         """One outcome for each passage. Needs `prepare` first."""
-        return [self._compare(passage, rows, reference)
-                for passage, reference in zip(self.passages, self._references)]
+        if self._past_tokens:
+            found = self._hidden_behind_pasts(rows)
+        else:
+            found = (self._hidden(passage, rows, None) for passage in self.passages)
+        return [self._outcome(passage, hidden, reference)
+                for passage, hidden, reference in zip(self.passages, found, self._references)]
 
 
 @dataclass(frozen=True)

@@ -125,8 +125,7 @@ class Recall:
         answers = []
         for item, comparison in zip(self._look_ups, self._comparisons):
             first = item.passage.first
-            rows = LoadedRows(codec.rows, first, tail.rows if tail else None)
-            (outcome,) = comparison.compare(rows)
+            (outcome,) = comparison.compare(LoadedRows(codec, first, tail))
             answers += [_answer(outcome, begin - 1 - first, end - 1 - first)
                         for begin, end in item.answers]
         raw, found, raw_log, log = (statistics.fmean(x) for x in zip(*answers))
@@ -166,7 +165,7 @@ class Greedy:
 
     def score(self, codec: NamedCodec, tail: NamedCodec | None) -> GreedyScore:
         """How long `codec` agrees; `tail` as in `PrefixEvaluation.score`."""
-        rows = LoadedRows(codec.rows, self._prefix, tail.rows if tail else None)
+        rows = LoadedRows(codec, self._prefix, tail)
         same = [o.same for o in self._comparison.compare(rows)]
         agreed = [float(s.long().cumprod(0).sum()) for s in same]
         return GreedyScore(codec.name, max(map(len, same)),

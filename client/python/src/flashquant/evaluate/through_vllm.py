@@ -73,7 +73,7 @@ def _outcomes(model: Model, prefix: list[int], new: list[int], codecs: list[Name
                             len(prefix))
     comparison.prepare()
     return [outcome for codec in codecs for outcome in
-            comparison.compare(LoadedRows(codec.rows, len(prefix), tail.rows))]
+            comparison.compare(LoadedRows(codec, len(prefix), tail))]
 
 
 def agreed(same: Tensor) -> int:

@@ -26,7 +26,6 @@ from flashquant.evaluate.through_vllm import (
     vllm_side,
 )
 from flashquant.local_engine import EngineRun
-from flashquant.local_node import LocalNode
 from flashquant.models import Model, load_model
 from flashquant.models.text import Document, read_documents
 from flashquant.scoring_plan import Case, Plan, Scored, read_results, write_plan
@@ -130,6 +129,8 @@ class Measurement:
 
     def run(self, cases: list[Case]) -> dict[str, list[Pair]]:
         """Pairs of each profile. ChildProcessError: vLLM failed, or was not given its prefix."""
+        from flashquant.local_node import LocalNode  # its gRPC is no part of flashquant[calibrate]
+
         args = self._args
         with (tempfile.TemporaryDirectory(prefix="fq-eval-") as name,
               LocalNode(args.node, [args.codec_set], NODE_BYTES) as node):
