@@ -6,6 +6,9 @@ CODEC_SET := codec_sets/smollm2-135m-instruct.fqcs
 EVAL = $(PYTHON) -m flashquant eval --model $(MODEL) --codec-set $(CODEC_SET) --text build/text/test/*.txt
 # What compute-sanitizer runs: every kernel of encode and decode, on a few pages.
 SMALL_SCENES := *PageKernels*64x16*:*PageKernels*128x16*:*PageKernels*Universal96*:*PageKernels*Exact96*
+# The same for attention: all kinds of pages, head sizes 64 and 256, in a block's smallest layout too.
+SMALL_ATTENTION := *Sink*/0:*Sink*/2:*QueryHeads*/0:*Refinements*/0:*BFloat16*/0
+ATTEND_TEST = $(BUILD)/bin/attend_device_test --cache-folder=$(BUILD)/attend_cache
 # Cache hits for checkouts in other folders.
 export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
@@ -51,7 +54,12 @@ test-gpu:  ## on a machine with a GPU: conformance of codec and attention, compu
 	$(BUILD)/bin/cuda_device_test
 	for tool in memcheck racecheck synccheck initcheck; do compute-sanitizer --tool $$tool --error-exitcode 1 \
 	  $(BUILD)/bin/cuda_device_test --gtest_brief=1 --gtest_filter='$(SMALL_SCENES)' || exit 1; done
-	$(BUILD)/bin/attend_device_test --quick
+	mkdir -p $(BUILD)/attend_cache
+	$(ATTEND_TEST)
+	for tables in 2 1; do $(ATTEND_TEST) --quick --replicated-tables=$$tables || exit 1; done
+	for tool in memcheck racecheck synccheck initcheck; do for tables in 3 1; do \
+	  compute-sanitizer --tool $$tool --error-exitcode 1 $(ATTEND_TEST) --replicated-tables=$$tables \
+	  --gtest_brief=1 --gtest_filter='$(SMALL_ATTENTION)' || exit 1; done; done
 
 bench-gpu:  ## on a machine with a GPU: encode, decode, attention beside FP16, kept in tests/bench/results
 	@scripts/setup.sh system

@@ -3,12 +3,15 @@
 
     tests/bench/attend_bench.py [--build build/release] [--output FILE] [--commit NAME]
 
-Runs BUILD/bin/attend_bench and, with torch, cuDNN's FP16 attention over contiguous caches in the
-same way: a CUDA graph of one call for each of several caches of more than 400 MB in all, median of
-21 replays. Prints a table; the file says GPU, driver, clock, commit.
+For each shape BUILD/bin/attend_bench and the rivals take turns, one replay each of a CUDA graph of
+one call for each of several caches of more than 400 MB in all: ours over encoded and over FP16
+pages, a kernel that only reads, cuDNN through torch (contiguous caches), and FlashInfer where it
+can be imported (pages of 64 tokens in random order). Prints a table of medians; the file says GPU,
+driver, clock, versions, commit.
 """
 
 import argparse
+import importlib.metadata
 import json
 import math
 import pathlib
@@ -18,98 +21,172 @@ import sys
 import run
 from run import ROOT
 
-SHAPES = {"1x32768": (1, 32768), "1x131072": (1, 131072), "8x32768": (8, 32768),
-          "32x8192": (32, 8192), "64x32768": (64, 32768)}
-QUERY_HEADS, KV_HEADS, HEAD_SIZE = 64, 8, 128
+SHAPES = ["1x32768", "1x131072", "8x32768", "32x8192", "64x32768", "ragged", "lognormal"]
+PAGES = ["one", "mixed", "one-refined", "exact", "read-one", "read-exact"]
+QUERY_HEADS, KV_HEADS, HEAD_SIZE, PAGE = 64, 8, 128, 64
 COLD_BYTES = 400e6
-REPLAYS = 21
+ROUNDS, WARM_UP = 21, 3
+WHOLE = "q+pages+merge"
 
 
-def median_of_graph(calls: list) -> dict:
-    """Microseconds a call of a CUDA graph of all `calls`: median, p10, p90."""
-    import torch
-    stream = torch.cuda.Stream()
-    times = []
-    with torch.cuda.stream(stream):
-        for call in calls[:2]:
-            call()
-        stream.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for call in calls:
+class Rival:
+    """A graph of attention calls, one for each cache, and the times of its replays."""
+
+    def __init__(self, name: str, calls: list) -> None:
+        import torch
+        self.name, self.count, self.times = name, len(calls), []
+        self.stream = torch.cuda.Stream()
+        with torch.cuda.stream(self.stream):
+            for call in calls[:2]:
                 call()
-        for _ in range(REPLAYS + 3):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record(stream)
-            graph.replay()
-            end.record(stream)
-            end.synchronize()
-            times.append(begin.elapsed_time(end) * 1000 / len(calls))
-    times = sorted(times[3:])
-    return {"us": round(times[REPLAYS // 2], 2), "p10": round(times[REPLAYS // 10], 2),
-            "p90": round(times[REPLAYS * 9 // 10], 2)}
+            self.stream.synchronize()
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                for call in calls:
+                    call()
+        self.begin, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def replay(self) -> None:
+        """Once, timed."""
+        import torch
+        with torch.cuda.stream(self.stream):
+            self.begin.record()
+            self.graph.replay()
+            self.end.record()
+        self.end.synchronize()
+        self.times.append(self.begin.elapsed_time(self.end) * 1000 / self.count)
+
+    def result(self, shape: str) -> dict:
+        """Microseconds a call: median, p10, p90, as attend_bench prints them."""
+        times = sorted(self.times[WARM_UP:])
+        at = {"us": 0.5, "p10": 0.1, "p90": 0.9}
+        return {"kernel": self.name, "shape": shape,
+                **{key: round(times[int(share * len(times))], 2) for key, share in at.items()}}
 
 
-def fp16_rival(shape: str) -> dict:
-    """cuDNN's attention over FP16 K and V [sequences][kv heads][tokens][128]."""
+def cache_count(elements: int) -> int:
+    """Caches of K and V, `elements` FP16 in each, so that none is found in L2."""
+    return max(2, math.ceil(COLD_BYTES / (4 * elements)))
+
+
+def cudnn(sequences: int, tokens: int) -> Rival:
+    """Over K and V [sequences][kv heads][tokens][128]."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    sequences, tokens = SHAPES[shape]
     size = (sequences, KV_HEADS, tokens, HEAD_SIZE)
-    count = max(2, math.ceil(COLD_BYTES / (math.prod(size) * 4)))
     kind = {"device": "cuda", "dtype": torch.float16}
-    caches = [(torch.randn(size, **kind), torch.randn(size, **kind)) for _ in range(count)]
+    caches = [(torch.randn(size, **kind), torch.randn(size, **kind))
+              for _ in range(cache_count(math.prod(size)))]
     q = torch.randn(sequences, QUERY_HEADS, 1, HEAD_SIZE, **kind)
 
     def call(k: "torch.Tensor", v: "torch.Tensor"):
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
             torch.nn.functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
 
-    times = median_of_graph([lambda k=k, v=v: call(k, v) for k, v in caches])
-    return {"kernel": "cudnn fp16", "shape": shape, **times}
+    return Rival("cudnn fp16", [lambda k=k, v=v: call(k, v) for k, v in caches])
 
 
-def run_rivals() -> list[dict]:
-    """FP16 attention for every shape, or nothing and a line where torch is missing."""
+def flashinfer(sequences: int, tokens: int) -> Rival:
+    """Over K and V [pages][2][64][kv heads][128], pages in random order."""
+    import flashinfer as library
+    import torch
+    pages = sequences * tokens // PAGE
+    kind = {"device": "cuda", "dtype": torch.float16}
+    caches = [torch.randn(pages, 2, PAGE, KV_HEADS, HEAD_SIZE, **kind)
+              for _ in range(cache_count(pages * PAGE * KV_HEADS * HEAD_SIZE))]
+    integers = {"device": "cuda", "dtype": torch.int32}
+    order = torch.randperm(pages, **integers)
+    begins = torch.arange(0, sequences + 1, **integers) * (tokens // PAGE)
+    last = torch.full((sequences,), PAGE, **integers)
+    q = torch.randn(sequences, QUERY_HEADS, HEAD_SIZE, **kind)
+    out = torch.empty_like(q)
+    workspace = torch.empty(512 << 20, dtype=torch.uint8, device="cuda")
+    wrapper = library.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=True)
+    wrapper.plan(begins, order, last, QUERY_HEADS, KV_HEADS, HEAD_SIZE, PAGE,
+                 q_data_type=torch.float16, kv_data_type=torch.float16)
+    return Rival("flashinfer fp16",
+                 [lambda cache=cache: wrapper.run(q, cache, out=out) for cache in caches])
+
+
+def importable(module: str) -> bool:
+    """Whether it is there; says why not."""
     try:
-        import torch
-    except ImportError:
-        print("no torch here: no FP16 rival in this run", file=sys.stderr)
+        __import__(module)
+        return True
+    except Exception as error:  # libraries fail at import in many ways
+        print(f"without {module}: {error!r}"[:300], file=sys.stderr)
+        return False
+
+
+def rivals_of(shape: str, makers: list) -> list[Rival]:
+    """Those that can read sequences of equal lengths; a rival that fails says so."""
+    if "x" not in shape:
         return []
-    results = []
-    for shape in SHAPES:
-        results.append(fp16_rival(shape))
-        torch.cuda.empty_cache()
+    made = []
+    for maker in makers:
+        try:
+            made.append(maker(*map(int, shape.split("x"))))
+        except Exception as error:  # out of memory, no such kernel: the others still run
+            print(f"{maker.__name__} at {shape}: {error!r}"[:600], file=sys.stderr)
+    return made
+
+
+def sm_clock() -> int:
+    """In MHz, now."""
+    line = subprocess.run(["nvidia-smi", "--query-gpu=clocks.sm", "--format=csv,noheader,nounits"],
+                          check=True, capture_output=True, text=True).stdout.split()[0]
+    return int(line)
+
+
+def run_shape(shape: str, ours: subprocess.Popen, makers: list) -> list[dict]:
+    """Everybody takes turns; results of all. `ours` waits at the start of its first round."""
+    rivals = rivals_of(shape, makers)
+    clocks = []
+    for round_number in range(ROUNDS + WARM_UP):
+        if ours.stdout.readline() != "\n":
+            raise RuntimeError("attend_bench ended early")
+        for rival in rivals:
+            rival.replay()
+        if round_number == ROUNDS // 2:
+            clocks.append(sm_clock())
+        print(file=ours.stdin, flush=True)
+    ours.stdout.readline()
+    print(file=ours.stdin, flush=True)
+    results = [rival.result(shape) for rival in rivals]
+    while (line := ours.stdout.readline()) != "\n":
+        results.append(json.loads(line))
+    for result in results:
+        result["sm_clock_mhz"] = clocks[0]
     return results
 
 
-def run_ours(program: pathlib.Path, options: list[str]) -> list[dict]:
-    """The program's lines."""
-    done = subprocess.run([program, *options], check=True, capture_output=True, text=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 def describe_machine(commit: str | None) -> dict:
-    """GPU, driver, its clock just after the runs, and the commit."""
-    query = "name,driver_version,clocks.sm,clocks.mem"
-    line = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
+    """GPU, driver, memory clock, versions of libraries, and the commit."""
+    line = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version,clocks.mem",
+                           "--format=csv,noheader"],
                           check=True, capture_output=True, text=True).stdout.splitlines()[0]
-    name, driver, clock, memory_clock = (part.strip() for part in line.split(","))
-    if commit is None:
-        commit = run.commit()
-    return {"gpu": name, "driver": driver, "sm_clock": clock, "memory_clock": memory_clock,
-            "commit": commit, "command": "make bench-gpu"}
+    name, driver, memory_clock = (part.strip() for part in line.split(","))
+    machine = {"gpu": name, "driver": driver, "memory_clock": memory_clock,
+               "commit": commit or run.commit(), "command": "make bench-gpu"}
+    for package in ("torch", "nvidia-cudnn-cu13", "flashinfer-python"):
+        try:
+            machine[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return machine
 
 
 def print_table(results: list[dict]) -> None:
-    """One line a kernel and shape, with the speedup over FP16 in this run."""
-    rival = {r["shape"]: r["us"] for r in results if r["kernel"] == "cudnn fp16"}
+    """One line a kernel and shape, with the speedup over the fastest FP16 rival in this run."""
+    rivals: dict[str, float] = {}
     for r in results:
-        what = r["kernel"] if r["shape"] in rival and "steps" not in r else (
-            f"{r['profiles']}{' refined' if r['refined'] else ''}, {r['steps']}")
-        ratio = f"{rival[r['shape']] / r['us']:.2f}x" if r["shape"] in rival else ""
+        if r["kernel"].endswith("fp16") or r.get("pages") == "exact" and r["steps"] == WHOLE:
+            rivals[r["shape"]] = min(r["us"], rivals.get(r["shape"], math.inf))
+    for r in results:
+        what = f"{r['pages']}, {r['steps']}" if "pages" in r else r["kernel"]
+        ratio = f"{rivals[r['shape']] / r['us']:.2f}x" if r["shape"] in rivals else ""
         spread = f"[{r['p10']:.2f} {r['p90']:.2f}]"
-        print(f"{what:32} {r['shape']:>10} {r['us']:9.2f} us {spread} {ratio}")
+        print(f"{what:32} {r['shape']:>10} {r['us']:9.2f} us {spread:20} {ratio}")
 
 
 def main() -> None:
@@ -120,13 +197,23 @@ def main() -> None:
                         default=ROOT / "tests/bench/results/attend_bench.json")
     parser.add_argument("--commit", help="default: that of the working tree")
     parser.add_argument("--cache-folder", default="", help="of compiled kernels")
+    parser.add_argument("--shapes", nargs="+", default=SHAPES)
     arguments = parser.parse_args()
-    program = arguments.build.absolute() / "bin/attend_bench"
-    cache = ["--cache-folder", arguments.cache_folder] if arguments.cache_folder else []
-    shapes = [*SHAPES, "ragged", "lognormal"]
-    results = run_ours(program, [*cache, "--shapes", *shapes])
-    results += run_rivals()
-    results += run_ours(program, [*cache, "--profiles", "one", "--refined", "--shapes", *SHAPES])
+    makers = []
+    if importable("torch"):
+        import torch
+        makers = [cudnn] + [flashinfer] * importable("flashinfer")
+    command = [arguments.build.absolute() / "bin/attend_bench", "--in-step",
+               "--rounds", str(ROUNDS), "--pages", *PAGES, "--shapes", *arguments.shapes]
+    if arguments.cache_folder:
+        command += ["--cache-folder", arguments.cache_folder]
+    results = []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as ours:
+        for shape in arguments.shapes:
+            results += run_shape(shape, ours, makers)
+            if makers:
+                torch.cuda.empty_cache()
     print_table(results)
     report = {"machine": describe_machine(arguments.commit), "results": results}
     arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
