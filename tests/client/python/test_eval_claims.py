@@ -2,7 +2,7 @@
 
 import pytest
 
-from flashquant.evaluate.claims import claims, curve_at
+from flashquant.evaluate.claims import claims, curve_at, front
 from flashquant.evaluate.report import claims_table
 
 
@@ -49,6 +49,18 @@ def test_curve_at_between_points_and_outside():
     assert curve_at(points, 3.0) == pytest.approx(0.01)
     assert curve_at(points, 8.0) == 0.001 and curve_at(points, 1.9) is None
     assert curve_at([], 3.0) is None
+
+
+def test_front_drops_what_another_beats():
+    assert front([(2.0, 0.2), (2.0, 0.1), (3.0, 0.15), (4.0, 0.01)]) == [(2.0, 0.1), (4.0, 0.01)]
+    assert front([]) == []
+
+
+def test_claims_curve_at_other_lengths_closest_rival_only():
+    parts = [{"tokens": n, "codecs": report()["running"][0]["codecs"]} for n in (2048, 4096)]
+    found = [c.text for c in claims(report(running=parts)) if c.text.startswith("our curve")]
+    assert len(found) == 4 and [text for text in found if text.endswith("4096")] == [
+        "our curve at 4.50 bits below q4_0: KL divergence, running 4096"]
 
 
 def test_claims_table_shows_bounds():

@@ -42,10 +42,19 @@ def _between(part: dict, bits: tuple[float, float], ours: bool) -> list[dict]:
             and (s["name"].startswith(FQ_PREFIXES) if ours else s["name"] in RIVALS)]
 
 
+def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of `points` (bits, loss) that no other one beats with as few bits, by bits."""
+    kept: list[tuple[float, float]] = []
+    for bits, loss in sorted(points):
+        if not kept or loss < kept[-1][1]:
+            kept.append((bits, loss))
+    return kept
+
+
 def curve_at(points: list[tuple[float, float]], bits: float) -> float | None:
-    """Our loss at `bits`: between two of our points (bits, loss) along the straight line of its
-    logarithm, behind the last one that point's; None before the first."""
-    points = sorted(points)
+    """Our loss at `bits`: between two of our best points (bits, loss) along the straight line of
+    its logarithm, behind the last one that point's; None before the first."""
+    points = front(points)
     if not points or bits < points[0][0]:
         return None
     for (a, low), (b, high) in zip(points, points[1:]):
@@ -87,17 +96,21 @@ def _running_claims(part: dict) -> Iterator[Claim]:
                         rival["kl_divergence"], near["kl_divergence"])
 
 
-def _curve_claims(part: dict) -> Iterator[Claim]:
-    """Every rival against our curve at its own bits, by KL divergence, which noise hardly moves."""
+def _curve_claims(part: dict, first: bool) -> Iterator[Claim]:
+    """Every rival against our curve at its own bits, by KL divergence, which noise hardly moves:
+    each at the first length, the closest one at others."""
     points = [(s["bits_per_value"], s["kl_divergence"]) for s in part["codecs"]
               if s["name"].startswith(FQ_PREFIXES)]
+    found = []
     for rival in part["codecs"]:
-        if rival["name"].startswith(FQ_PREFIXES):
-            continue
         ours = curve_at(points, rival["bits_per_value"])
-        if ours is not None:
-            yield Claim(f"our curve at {rival['bits_per_value']:.2f} bits below {rival['name']}: "
-                        f"KL divergence, running {part['tokens']}", rival["kl_divergence"], ours)
+        if ours is not None and not rival["name"].startswith(FQ_PREFIXES):
+            found.append(Claim(
+                f"our curve at {rival['bits_per_value']:.2f} bits below {rival['name']}: "
+                f"KL divergence, running {part['tokens']}", rival["kl_divergence"], ours))
+    if not first and found:
+        found = [max(found, key=lambda claim: claim.figure / claim.bound)]
+    yield from found
 
 
 def _prefix_claims(part: dict) -> Iterator[Claim]:
@@ -122,6 +135,6 @@ def claims(report: dict) -> list[Claim]:
         if compact := _of(part, "compact"):
             found.append(Claim("compact: excess %, copying", COPY_EXCESS,
                                compact["perplexity_excess_percent"]))
-    for part in report.get("running", [])[:1]:
-        found += _curve_claims(part)
+    for number, part in enumerate(report.get("running", [])):
+        found += _curve_claims(part, number == 0)
     return found

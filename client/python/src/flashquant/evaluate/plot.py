@@ -4,13 +4,14 @@ import math
 from collections.abc import Callable
 from xml.sax.saxutils import escape
 
+from flashquant.evaluate.claims import FQ_PREFIXES, front
+
 WIDTH, HEIGHT, MARGIN = 600, 560, 60
 BITS = (1.5, 8.5)
 EXCESS = (0.03, 30.0)
 KL = (0.0005, 0.3)
 LABEL_WIDTH, LABEL_HEIGHT = 100, 12
 FQ_COLOUR, RIVAL_COLOUR = "#c0392b", "#555555"
-FQ_PREFIXES = ("compact", "near-lossless")
 
 
 def _log_scale(low: float, high: float) -> Callable[[float], float]:
@@ -65,7 +66,9 @@ def _panel(scores: list[dict], field: str, limits: tuple[float, float], title: s
     scores = sorted(scores, key=lambda score: score["bits_per_value"])
     places = [(_across(score["bits_per_value"]), up(score[field])) for score in scores]
     ours = [score["name"].startswith(FQ_PREFIXES) for score in scores]
-    curve = [place for place, mine in zip(places, ours) if mine]
+    best = front([(score["bits_per_value"], score[field])
+                  for score, mine in zip(scores, ours) if mine])
+    curve = [(_across(bits), up(loss)) for bits, loss in best]
     parts = [*_axes(limits, up, title), _line(curve, FQ_COLOUR, 2)]
     for score, mine, (x, y), height in zip(scores, ours, places, _spread(places)):
         colour = FQ_COLOUR if mine else RIVAL_COLOUR
