@@ -43,6 +43,7 @@ inline bool __any_sync(unsigned, bool value) {
   return any;
 }
 inline float __uint_as_float(uint32_t bits) { return fq::FloatFromBits(bits); }
+inline void __syncwarp() { fq::emulation::WarpBarrier(); }
 inline void __trap() { std::terminate(); }
 
 namespace fq {
