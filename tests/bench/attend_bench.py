@@ -17,16 +17,44 @@ import math
 import pathlib
 import subprocess
 import sys
+from dataclasses import dataclass, field
 
 import run
 from run import ROOT
 
-SHAPES = ["1x32768", "1x131072", "8x32768", "32x8192", "64x32768", "ragged", "lognormal"]
-PAGES = ["one", "mixed", "one-refined", "exact", "read-one", "read-exact"]
-QUERY_HEADS, KV_HEADS, HEAD_SIZE, PAGE = 64, 8, 128, 64
+PAGE = 64  # tokens
 COLD_BYTES = 400e6
 ROUNDS, WARM_UP = 21, 3
 WHOLE = "q+pages+merge"
+
+
+@dataclass
+class Heads:
+    """Of a layer."""
+    query: int = 64
+    kv: int = 8
+    size: int = 128
+
+
+@dataclass
+class Scene:
+    """What takes turns: our kinds of pages at these shapes, and the rivals."""
+    shapes: list[str]
+    pages: list[str]
+    heads: Heads = field(default_factory=Heads)
+    replicated_tables: int = 3  # fewer: as on a GPU with less shared memory
+    rivals: tuple[str, ...] = ("cudnn",)
+
+
+SCENES = [
+    Scene(["1x32768", "1x131072", "8x32768", "32x8192", "64x32768", "ragged", "lognormal"],
+          ["one", "mixed", "one-refined", "exact", "read-one", "read-exact"],
+          rivals=("cudnn", "flashinfer")),
+    Scene(["8x32768", "64x32768"], ["one", "one-refined"], Heads(size=64)),
+    Scene(["8x32768", "64x8192"], ["one", "one-refined"], Heads(query=32, size=256)),
+    Scene(["8x32768", "64x32768"], ["one", "one-refined"], replicated_tables=2, rivals=()),
+    Scene(["8x32768", "64x32768"], ["one", "one-refined"], replicated_tables=1, rivals=()),
+]
 
 
 class Rival:
@@ -69,15 +97,15 @@ def cache_count(elements: int) -> int:
     return max(2, math.ceil(COLD_BYTES / (4 * elements)))
 
 
-def cudnn(sequences: int, tokens: int) -> Rival:
-    """Over K and V [sequences][kv heads][tokens][128]."""
+def cudnn(sequences: int, tokens: int, heads: Heads) -> Rival:
+    """Over K and V [sequences][kv heads][tokens][head size]."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
-    size = (sequences, KV_HEADS, tokens, HEAD_SIZE)
+    size = (sequences, heads.kv, tokens, heads.size)
     kind = {"device": "cuda", "dtype": torch.float16}
     caches = [(torch.randn(size, **kind), torch.randn(size, **kind))
               for _ in range(cache_count(math.prod(size)))]
-    q = torch.randn(sequences, QUERY_HEADS, 1, HEAD_SIZE, **kind)
+    q = torch.randn(sequences, heads.query, 1, heads.size, **kind)
 
     def call(k: "torch.Tensor", v: "torch.Tensor"):
         with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
@@ -86,26 +114,29 @@ def cudnn(sequences: int, tokens: int) -> Rival:
     return Rival("cudnn fp16", [lambda k=k, v=v: call(k, v) for k, v in caches])
 
 
-def flashinfer(sequences: int, tokens: int) -> Rival:
-    """Over K and V [pages][2][64][kv heads][128], pages in random order."""
+def flashinfer(sequences: int, tokens: int, heads: Heads) -> Rival:
+    """Over K and V [pages][2][64][kv heads][head size], pages in random order."""
     import flashinfer as library
     import torch
     pages = sequences * tokens // PAGE
     kind = {"device": "cuda", "dtype": torch.float16}
-    caches = [torch.randn(pages, 2, PAGE, KV_HEADS, HEAD_SIZE, **kind)
-              for _ in range(cache_count(pages * PAGE * KV_HEADS * HEAD_SIZE))]
+    caches = [torch.randn(pages, 2, PAGE, heads.kv, heads.size, **kind)
+              for _ in range(cache_count(pages * PAGE * heads.kv * heads.size))]
     integers = {"device": "cuda", "dtype": torch.int32}
     order = torch.randperm(pages, **integers)
     begins = torch.arange(0, sequences + 1, **integers) * (tokens // PAGE)
     last = torch.full((sequences,), PAGE, **integers)
-    q = torch.randn(sequences, QUERY_HEADS, HEAD_SIZE, **kind)
+    q = torch.randn(sequences, heads.query, heads.size, **kind)
     out = torch.empty_like(q)
     workspace = torch.empty(512 << 20, dtype=torch.uint8, device="cuda")
     wrapper = library.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=True)
-    wrapper.plan(begins, order, last, QUERY_HEADS, KV_HEADS, HEAD_SIZE, PAGE,
+    wrapper.plan(begins, order, last, heads.query, heads.kv, heads.size, PAGE,
                  q_data_type=torch.float16, kv_data_type=torch.float16)
     return Rival("flashinfer fp16",
                  [lambda cache=cache: wrapper.run(q, cache, out=out) for cache in caches])
+
+
+MAKERS = {"cudnn": cudnn, "flashinfer": flashinfer}
 
 
 def importable(module: str) -> bool:
@@ -118,16 +149,16 @@ def importable(module: str) -> bool:
         return False
 
 
-def rivals_of(shape: str, makers: list) -> list[Rival]:
+def rivals_of(shape: str, scene: Scene, there: list[str]) -> list[Rival]:
     """Those that can read sequences of equal lengths; a rival that fails says so."""
-    if "x" not in shape:
-        return []
     made = []
-    for maker in makers:
+    for name in scene.rivals if "x" in shape else ():
+        if name not in there:
+            continue
         try:
-            made.append(maker(*map(int, shape.split("x"))))
+            made.append(MAKERS[name](*map(int, shape.split("x")), scene.heads))
         except Exception as error:  # out of memory, no such kernel: the others still run
-            print(f"{maker.__name__} at {shape}: {error!r}"[:600], file=sys.stderr)
+            print(f"{name} at {shape}: {error!r}"[:600], file=sys.stderr)
     return made
 
 
@@ -138,26 +169,52 @@ def sm_clock() -> int:
     return int(line)
 
 
-def run_shape(shape: str, ours: subprocess.Popen, makers: list) -> list[dict]:
-    """Everybody takes turns; results of all. `ours` waits at the start of its first round."""
-    rivals = rivals_of(shape, makers)
-    clocks = []
+def take_turns(ours: subprocess.Popen, rivals: list[Rival]) -> int:
+    """All rounds of a shape, at whose start `ours` waits; SM clock amid them."""
+    clock = 0
     for round_number in range(ROUNDS + WARM_UP):
         if ours.stdout.readline() != "\n":
             raise RuntimeError("attend_bench ended early")
         for rival in rivals:
             rival.replay()
         if round_number == ROUNDS // 2:
-            clocks.append(sm_clock())
+            clock = sm_clock()
         print(file=ours.stdin, flush=True)
     ours.stdout.readline()
     print(file=ours.stdin, flush=True)
-    results = [rival.result(shape) for rival in rivals]
-    while (line := ours.stdout.readline()) != "\n":
-        results.append(json.loads(line))
-    for result in results:
-        result["sm_clock_mhz"] = clocks[0]
+    return clock
+
+
+def run_scene(program: list[str], scene: Scene, there: list[str]) -> list[dict]:
+    """Results of ours and of the rivals that are there."""
+    heads = scene.heads
+    command = [*program, "--in-step", "--rounds", str(ROUNDS), "--pages", *scene.pages,
+               "--shapes", *scene.shapes, "--query-heads", str(heads.query),
+               "--kv-heads", str(heads.kv), "--head-size", str(heads.size),
+               "--replicated-tables", str(scene.replicated_tables)]
+    results = []
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True) as ours:
+        for shape in scene.shapes:
+            rivals = rivals_of(shape, scene, there)
+            clock = take_turns(ours, rivals)
+            of_shape = [rival.result(shape) for rival in rivals]
+            while (line := ours.stdout.readline()) != "\n":
+                of_shape.append(json.loads(line))
+            for result in of_shape:
+                result.update(sm_clock_mhz=clock, heads=f"{heads.query}/{heads.kv}/{heads.size}")
+            print_table(of_shape)
+            results += of_shape
+            del rivals
+            free_memory(there)
     return results
+
+
+def free_memory(there: list[str]) -> None:
+    """What rivals held, for the next shape."""
+    if there:
+        import torch
+        torch.cuda.empty_cache()
 
 
 def describe_machine(commit: str | None) -> dict:
@@ -177,16 +234,16 @@ def describe_machine(commit: str | None) -> dict:
 
 
 def print_table(results: list[dict]) -> None:
-    """One line a kernel and shape, with the speedup over the fastest FP16 rival in this run."""
-    rivals: dict[str, float] = {}
-    for r in results:
-        if r["kernel"].endswith("fp16") or r.get("pages") == "exact" and r["steps"] == WHOLE:
-            rivals[r["shape"]] = min(r["us"], rivals.get(r["shape"], math.inf))
+    """One line for each result of a shape, with the speedup over the fastest FP16 attention."""
+    fp16 = [r["us"] for r in results
+            if r["kernel"].endswith("fp16") or r.get("pages") == "exact" and r["steps"] == WHOLE]
     for r in results:
         what = f"{r['pages']}, {r['steps']}" if "pages" in r else r["kernel"]
-        ratio = f"{rivals[r['shape']] / r['us']:.2f}x" if r["shape"] in rivals else ""
+        ratio = f"{min(fp16) / r['us']:.2f}x" if fp16 else ""
         spread = f"[{r['p10']:.2f} {r['p90']:.2f}]"
-        print(f"{what:32} {r['shape']:>10} {r['us']:9.2f} us {spread:20} {ratio}")
+        tables = r.get("replicated_tables", 3)
+        print(f"{what:32} {r['heads']} {r['shape']:>10} {r['us']:9.2f} us {spread:20} {ratio:6}"
+              f"{'' if tables == 3 else f'{tables} replicated tables'}", flush=True)
 
 
 def main() -> None:
@@ -197,26 +254,17 @@ def main() -> None:
                         default=ROOT / "tests/bench/results/attend_bench.json")
     parser.add_argument("--commit", help="default: that of the working tree")
     parser.add_argument("--cache-folder", default="", help="of compiled kernels")
-    parser.add_argument("--shapes", nargs="+", default=SHAPES)
     arguments = parser.parse_args()
-    makers = []
+    there = []
     if importable("torch"):
-        import torch
-        makers = [cudnn] + [flashinfer] * importable("flashinfer")
-    command = [arguments.build.absolute() / "bin/attend_bench", "--in-step",
-               "--rounds", str(ROUNDS), "--pages", *PAGES, "--shapes", *arguments.shapes]
+        there = ["cudnn"] + ["flashinfer"] * importable("flashinfer")
+    program = [str(arguments.build.absolute() / "bin/attend_bench")]
     if arguments.cache_folder:
-        command += ["--cache-folder", arguments.cache_folder]
-    results = []
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          text=True) as ours:
-        for shape in arguments.shapes:
-            results += run_shape(shape, ours, makers)
-            if makers:
-                torch.cuda.empty_cache()
-    print_table(results)
-    report = {"machine": describe_machine(arguments.commit), "results": results}
-    arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        program += ["--cache-folder", arguments.cache_folder]
+    report = {"machine": describe_machine(arguments.commit), "results": []}
+    for scene in SCENES:
+        report["results"] += run_scene(program, scene, there)
+        arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
