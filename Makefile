@@ -49,10 +49,11 @@ test-asan test-tsan: test-%san:  ## C++ tests under AddressSanitizer + UBSan, Th
 test-gpu:  ## on a machine with a GPU: conformance of codec and attention, compute-sanitizer on small pages
 	@scripts/setup.sh system
 	cmake --preset release
-	cmake --build $(BUILD) --target codec_device_test attend_device_test cuda_device_test
+	cmake --build $(BUILD) --target codec_device_test attend_device_test cuda_device_test agreement_device_test
 	$(BUILD)/bin/codec_device_test
 	$(BUILD)/bin/cuda_device_test
-	for tool in memcheck racecheck synccheck initcheck; do compute-sanitizer --tool $$tool --error-exitcode 1 \
+	$(BUILD)/bin/agreement_device_test $(CODEC_SET)
+	for tool in memcheck racecheck synccheck initcheck; do FQ_TEST_WITHOUT_LISTS=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	  $(BUILD)/bin/cuda_device_test --gtest_brief=1 --gtest_filter='$(SMALL_SCENES)' || exit 1; done
 	mkdir -p $(BUILD)/attend_cache
 	$(ATTEND_TEST)

@@ -13,15 +13,12 @@
 namespace fq {
 namespace {
 
-// One body for base and refinement keeps the searches short; on sm_100 and later it would spill.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int kPartBodies = 2;
-#else
-[[maybe_unused]] constexpr int kPartBodies = 1;
-#endif
-constexpr int kSideWarps = 4, kThreads = 2 * 32 * kSideWarps;
+constexpr int kMaxWarps = 8;
+constexpr int kChecksumThreads = 128;
+constexpr int kFewPages = 128;
+constexpr int kListsAhead = 4;  // lists on their way before the first is needed
 
-// A thread block encodes one page: warps 0..3 K, 4..7 V.
+// A thread block encodes one side of one page. Its warps take turns in the pairs of groups.
 struct EncodeParams {
   PageJobs jobs;
   PagedRows rows;
@@ -29,15 +26,13 @@ struct EncodeParams {
   const std::byte* lists;  // [coder][2][ListBytes()], or null
 };
 
-// Start of shared memory; the rows of K and V follow as A fragments [step][tile][lane] of 16 bytes.
+// Start of shared memory. Behind it: the rows as A fragments [step][tile][lane] of 16 bytes, then
+// SearchTables [parts], then an OctetScratch for each warp.
 struct EncodeShared {
-  uint32_t lookups[2][2 * kPartWords];  // [side], of base and refinement
-  float starts[2][2][kTableEntries];    // [side][part]: -|entry|^2 / 2 of class 1
-  OctetScratch octets[2 * kSideWarps];  // of each warp
-  int64_t offsets[kPageTokens];         // of the rows
-  uint64_t scratch[32];
+  int64_t offsets[kPageTokens];  // of the rows
+  int next_task[4];              // the first counts the tasks that a warp has taken
 };
-static_assert(sizeof(EncodeShared) % 16 == 0 && kThreads == kTableEntries);
+static_assert(sizeof(EncodeShared) % 16 == 0 && sizeof(SearchTables) % 16 == 0);
 
 // The thread block's. Found anew where it is used: a pointer to shared memory that goes through a
 // struct in local memory loses its address space (nvcc 13.0).
@@ -46,67 +41,103 @@ __device__ EncodeShared& Shared() {
   return *reinterpret_cast<EncodeShared*>(memory);
 }
 
+FQ_HD constexpr int FragmentBytes(int head_size) { return 2 * kPageTokens * head_size; }
+
 // One side of a page and its coder.
 struct EncodeSide {
   const PageJob& job;
   const std::byte* coder;
   const std::byte* lists;  // of base and refinement, or null
   int kv;                  // 0 = K, 1 = V
-  int warp, lane;          // within the side
+  int parts;               // that the launch has room for
+  int warp, lane;
 
   __device__ Side side() const { return kv == 0 ? Side::kKey : Side::kValue; }
 };
 
-// The lane's in the first fragment of a side.
 template <int kHeadSize>
-__device__ uint4* Fragments(const EncodeSide& side) {
-  return reinterpret_cast<uint4*>(&Shared() + 1) + side.kv * kPageTokens * kHeadSize / 8 +
-         side.lane;
+__device__ SearchTables& Tables(int part) {
+  auto* tables = reinterpret_cast<std::byte*>(&Shared() + 1) + FragmentBytes(kHeadSize);
+  return reinterpret_cast<SearchTables*>(tables)[part];
 }
+
+template <int kHeadSize>
+__device__ OctetScratch& Octets(const EncodeSide& side) {
+  return reinterpret_cast<OctetScratch*>(&Tables<kHeadSize>(side.parts))[side.warp];
+}
+
+// The lane's in the first fragment.
+__device__ uint4* Fragments(int lane) { return reinterpret_cast<uint4*>(&Shared() + 1) + lane; }
 
 template <typename T>
 __device__ const T* At(const std::byte* base, int offset) {
   return reinterpret_cast<const T*>(base + offset);
 }
 
-// Channels [channel, channel + 8) of a row as the transform takes them: scaled FP16 pairs. NaN
-// becomes the mean.
+// Scaled FP16 pairs of channels [channel, channel + 8) of a row with NaN, infinities or the like:
+// NaN becomes the mean.
 template <int kHeadSize>
-__device__ uint4 LoadScaled(const EncodeSide& side, DType dtype, const std::byte* base, int64_t row,
-                            int channel) {
+__device__ uint4 ScaleUnusual(const EncodeSide& side, int channel, const float (&x)[8]) {
   constexpr CoderLayout kLayout{kHeadSize};
-  float x[8];
-  LoadChannels(dtype, base, row + channel, x);
   const float* scale = At<float>(side.coder, kLayout.ChannelScale()) + channel;
   const float* mu = At<float>(side.coder, kLayout.Mu()) + channel;
+  float y[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     const float value = x[i] != x[i] ? mu[i] : Clamp(x[i], kInputLimit);
-    x[i] = Clamp(value * scale[i], kInputLimit);
+    y[i] = Clamp(value * scale[i], kInputLimit);
   }
-  return make_uint4(PackHalves(x[0], x[1]), PackHalves(x[2], x[3]), PackHalves(x[4], x[5]),
-                    PackHalves(x[6], x[7]));
+  return make_uint4(PackHalves(y[0], y[1]), PackHalves(y[2], y[3]), PackHalves(y[4], y[5]),
+                    PackHalves(y[6], y[7]));
+}
+
+// Whether one of the FP16 is an infinity or NaN.
+__device__ bool AnyInfinite(const uint4& pairs) {
+  constexpr uint32_t kExponents = 0x7C007C00u, kOne = 0x04000400u, kCarries = 0x80008000u;
+  const uint32_t carries = ((pairs.x & kExponents) + kOne) | ((pairs.y & kExponents) + kOne) |
+                           ((pairs.z & kExponents) + kOne) | ((pairs.w & kExponents) + kOne);
+  return (carries & kCarries) != 0;
+}
+
+// Channels [channel, channel + 8) of a row as the transform takes them: scaled FP16 pairs.
+template <int kHeadSize>
+__device__ uint4 LoadScaled(const EncodeSide& side, const PagedRows& rows, int64_t row, int channel,
+                            const float (&scale)[8]) {
+  const auto* base = static_cast<const std::byte*>(side.kv == 0 ? rows.k : rows.v);
+  float x[8], y[8], largest = 0.0f;
+  LoadChannels(rows.dtype, base, row + channel, x);
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    y[i] = x[i] * scale[i];
+    if (rows.dtype != DType::kF16) largest = fmaxf(largest, fabsf(x[i]));
+  }
+  const uint4 pairs = make_uint4(PackHalves(y[0], y[1]), PackHalves(y[2], y[3]),
+                                 PackHalves(y[4], y[5]), PackHalves(y[6], y[7]));
+  if (!AnyInfinite(pairs) && largest <= kInputLimit) return pairs;
+  return ScaleUnusual<kHeadSize>(side, channel, x);
 }
 
 // Rows of the page as A fragments of tokens x channels (coder_layout.h, ForwardChannel). Rows that
 // the page does not have are 0.
 template <int kHeadSize>
-__device__ void LoadFragments(const EncodeSide& side, DType dtype, const std::byte* base,
-                              const int64_t* offsets) {
-  const int tile = side.warp, g = side.lane >> 2, t = side.lane & 3;
-  const int token = 16 * tile + g;
-#pragma unroll 2
-  for (int block = 0; block < kHeadSize / 32; ++block) {
-    uint4 rows[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
+__device__ void LoadFragments(const EncodeSide& side, const PagedRows& rows, int warps) {
+  constexpr CoderLayout kLayout{kHeadSize};
+  const int g = side.lane >> 2, t = side.lane & 3;
+#pragma unroll 1
+  for (int unit = side.warp; unit < kHeadSize / 8; unit += warps) {
+    const int tile = unit & 3, block = unit >> 2, token = 16 * tile + g;
+    const int channel = 32 * block + 8 * t;
+    float scale[8];
+    LoadEight(At<float>(side.coder, kLayout.ChannelScale()) + channel, scale);
+    uint4 two[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       if (token + 8 * r >= side.job.tokens) continue;
-      rows[r] =
-          LoadScaled<kHeadSize>(side, dtype, base, offsets[token + 8 * r], 32 * block + 8 * t);
+      two[r] = LoadScaled<kHeadSize>(side, rows, Shared().offsets[token + 8 * r], channel, scale);
     }
-    uint4* to = Fragments<kHeadSize>(side) + (8 * block + tile) * 32;
-    to[0] = make_uint4(rows[0].x, rows[1].x, rows[0].y, rows[1].y);
-    to[4 * 32] = make_uint4(rows[0].z, rows[1].z, rows[0].w, rows[1].w);
+    uint4* to = Fragments(side.lane) + (8 * block + tile) * 32;
+    to[0] = make_uint4(two[0].x, two[1].x, two[0].y, two[1].y);
+    to[4 * 32] = make_uint4(two[0].z, two[1].z, two[0].w, two[1].w);
   }
 }
 
@@ -122,11 +153,16 @@ __device__ GroupPair MultiplyForward(const EncodeSide& side, int pair) {
   constexpr CoderLayout kLayout{kHeadSize};
   const uint4* matrix =
       At<uint4>(side.coder, kLayout.Forward()) + pair * kLayout.Steps() * 64 + side.lane;
-  const uint4* rows = Fragments<kHeadSize>(side);
+  const uint4* rows = Fragments(side.lane);
   float product[4][2][4] = {};  // of K [tile][group][2 r + e], of V [tile][r][2 group + e]
+  uint4 next_high = LoadConstant<uint4>(matrix), next_low = LoadConstant<uint4>(matrix + 32);
 #pragma unroll 1
   for (int step = 0; step < kLayout.Steps(); ++step) {
-    const uint4 high = matrix[step * 64], low = matrix[step * 64 + 32];
+    const uint4 high = next_high, low = next_low;
+    if (step + 1 < kLayout.Steps()) {
+      next_high = LoadConstant<uint4>(matrix + (step + 1) * 64);
+      next_low = LoadConstant<uint4>(matrix + (step + 1) * 64 + 32);
+    }
 #pragma unroll
     for (int tile = 0; tile < 4; ++tile) {
       const uint4 x = rows[(4 * step + tile) * 32];
@@ -159,56 +195,80 @@ template <int kHeadSize>
 __device__ void FinishGroup(const EncodeSide& side, const GroupPair& in, int group,
                             float (&u)[kLaneValues]) {
   constexpr CoderLayout kLayout{kHeadSize};
-  const float* scale = At<float>(side.coder, kLayout.ComponentScale()) + kGroupChannels * group;
-  const float* bias = At<float>(side.coder, kLayout.ComponentBias()) + kGroupChannels * group;
+  float scale[2], bias[2];
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int component = kGroupChannels * group + ComponentOf(side.side(), side.lane, e);
+    scale[e] = At<float>(side.coder, kLayout.ComponentScale())[component];
+    bias[e] = At<float>(side.coder, kLayout.ComponentBias())[component];
+  }
   const bool odd = (group & 1) != 0;
-  const int begin = SinkEnd(side.job), end = side.job.tokens;
 #pragma unroll
   for (int i = 0; i < kLaneValues; ++i) {
     const float product = odd ? in.u[1][i >> 2][i & 3] : in.u[0][i >> 2][i & 3];
-    const int c = ComponentOf(side.side(), side.lane, i),
-              token = TokenOf(side.side(), side.lane, i);
-    const float value = fmaf(product, scale[c], bias[c]);
-    u[i] = token >= begin && token < end ? value : 0.0f;
+    u[i] = fmaf(product, scale[i & 1], bias[i & 1]);
+  }
+  const int begin = SinkEnd(side.job), end = side.job.tokens;
+  if (begin == 0 && end == kPageTokens) return;
+#pragma unroll
+  for (int i = 0; i < kLaneValues; ++i) {
+    const int token = TokenOf(side.side(), side.lane, i);
+    if (token < begin || token >= end) u[i] = 0.0f;
   }
 }
 
-// Nearest entry to the values of one byte; a warp calls it together.
-template <int kBits>
-__device__ int Nearest(const EncodeSide& side, int part, const float* u) {
-  const uint32_t* tables = Shared().lookups[side.kv] + part * kPartWords;
+template <int kHeadSize, int kBits>
+__device__ void SearchGroup(const EncodeSide& side, int part, const float (&u)[kLaneValues],
+                            uint8_t* codes) {
+  constexpr int kValues = ValuesPerByte(kBits), kBytes = kLaneValues / kValues;
+  const SearchTables& tables = Tables<kHeadSize>(part);
   if constexpr (kBits == 1) {
-    OctetScratch* scratch = &Shared().octets[threadIdx.x / 32];
-    return NearestOctet(tables, Shared().starts[side.kv][part], u, side.lane, scratch);
+#pragma unroll
+    for (int b = 0; b < kBytes; ++b) {
+      OctetScratch* scratch = &Octets<kHeadSize>(side);
+      codes[b] = static_cast<uint8_t>(NearestOctet(tables, u + kValues * b, side.lane, scratch));
+    }
   } else {
     const std::byte* lists = side.lists == nullptr ? nullptr : side.lists + ListOffset(part, kBits);
-    const int code = NearestOfList<kBits>(tables, lists, u);
-    return code >= 0 ? code : NearestOfAll<kBits>(tables, u);
+#pragma unroll
+    for (int first = 0; first < kBytes; first += kListsAhead) {
+      CandidateList<kBits> candidates[kListsAhead];
+#pragma unroll
+      for (int b = 0; b < kListsAhead; ++b) {
+        candidates[b] = ListOf<kBits>(lists, u + kValues * (first + b));
+      }
+#pragma unroll
+      for (int b = 0; b < kListsAhead; ++b) {
+        codes[first + b] = static_cast<uint8_t>(
+            NearestOfList<kBits>(tables, candidates[b], u + kValues * (first + b), side.lane));
+      }
+    }
   }
 }
 
-// The values are moved on so that the search, which is long, exists once for all bytes.
-template <int kBits>
+// Finds the codes of a group; replaces the values by what they decode to when a refinement follows.
+template <int kHeadSize, int kBits>
 __device__ void EncodeTableGroup(const EncodeSide& side, int part, float (&u)[kLaneValues],
                                  uint8_t* codes) {
-  constexpr int kValues = ValuesPerByte(kBits), kBytes = kLaneValues / kValues;
-  uint64_t packed = 0;
-#pragma unroll 1
-  for (int b = 0; b < kBytes; ++b) {
-    const int code = Nearest<kBits>(side, part, u);
-    packed |= static_cast<uint64_t>(code) << (8 * b);
-    float entry[kValues];
-    WidenEntry<kBits>(Shared().lookups[side.kv] + part * kPartWords, code, entry);
+  SearchGroup<kHeadSize, kBits>(side, part, u, codes);
+  if (part == 1 || side.job.refinement == nullptr) return;
 #pragma unroll
-    for (int i = 0; i + kValues < kLaneValues; ++i) u[i] = u[i + kValues];
+  for (int i = 0; i < kLaneValues; i += ValuesPerByte(kBits)) {
+    const int code = codes[i / ValuesPerByte(kBits)];
+    Entry<ValuesPerByte(kBits)> entry;
+    if constexpr (kBits == 1) {
+      entry = OctetOf(Tables<kHeadSize>(0), code);
+    } else {
+      entry = EntryOf<kBits>(Tables<kHeadSize>(0), code);
+    }
 #pragma unroll
-    for (int i = 0; i < kValues; ++i) u[kLaneValues - kValues + i] = entry[i];
+    for (int v = 0; v < ValuesPerByte(kBits); ++v) u[i + v] = entry.value[v];
   }
-#pragma unroll
-  for (int b = 0; b < kBytes; ++b) codes[b] = static_cast<uint8_t>(packed >> (8 * b));
 }
 
-// Stores the codes of the lane's values and replaces the values by what they decode to.
+// Stores the codes of the lane's values. When a refinement follows, replaces the values by what
+// they decode to.
+template <int kHeadSize>
 __device__ void EncodeGroup(const EncodeSide& side, int part, int bits, float (&u)[kLaneValues],
                             std::byte* codes) {
   alignas(16) uint8_t bytes[kLaneValues];
@@ -221,13 +281,13 @@ __device__ void EncodeGroup(const EncodeSide& side, int part, int bits, float (&
     }
     *reinterpret_cast<uint4*>(own) = *reinterpret_cast<const uint4*>(bytes);
   } else if (bits == 4) {
-    EncodeTableGroup<4>(side, part, u, bytes);
+    EncodeTableGroup<kHeadSize, 4>(side, part, u, bytes);
     *reinterpret_cast<uint2*>(own) = *reinterpret_cast<const uint2*>(bytes);
   } else if (bits == 2) {
-    EncodeTableGroup<2>(side, part, u, bytes);
+    EncodeTableGroup<kHeadSize, 2>(side, part, u, bytes);
     *reinterpret_cast<uint32_t*>(own) = *reinterpret_cast<const uint32_t*>(bytes);
   } else if (bits == 1) {
-    EncodeTableGroup<1>(side, part, u, bytes);
+    EncodeTableGroup<kHeadSize, 1>(side, part, u, bytes);
     *reinterpret_cast<uint16_t*>(own) = *reinterpret_cast<const uint16_t*>(bytes);
   } else {
 #pragma unroll
@@ -242,7 +302,7 @@ __device__ void EncodeParts(const EncodeSide& side, const GroupPair& product, in
   const float* sd = At<float>(side.coder, kLayout.Sd()) + kGroupChannels * group;
   float v[kLaneValues];
   FinishGroup<kHeadSize>(side, product, group, v);
-#pragma unroll kPartBodies
+#pragma unroll 1  // one body for base and refinement keeps the searches short
   for (int part = 0; part < 2; ++part) {
     std::byte* page = part == 0 ? side.job.primary : side.job.refinement;
     if (page == nullptr) return;
@@ -255,95 +315,123 @@ __device__ void EncodeParts(const EncodeSide& side, const GroupPair& product, in
         v[i] = ScaledResidual(u[i], v[i], InverseDeviation(deviation));
       }
     }
-    EncodeGroup(side, part, At<uint8_t>(side.coder, kLayout.Classes(part))[group], v,
-                page + At<uint16_t>(side.coder, kLayout.Starts(part))[group]);
+    EncodeGroup<kHeadSize>(side, part, At<uint8_t>(side.coder, kLayout.Classes(part))[group], v,
+                           page + At<uint16_t>(side.coder, kLayout.Starts(part))[group]);
   }
 }
 
+// Codes of two neighbouring groups, which share the steps of the transform.
 template <int kHeadSize>
-__device__ void EncodeGroups(const EncodeSide& side) {
+__device__ void EncodePair(const EncodeSide& side, int pair) {
   constexpr CoderLayout kLayout{kHeadSize};
   const uint8_t* base = At<uint8_t>(side.coder, kLayout.Classes(0));
   const uint8_t* refinement = At<uint8_t>(side.coder, kLayout.Classes(1));
+  int used = base[2 * pair] | base[2 * pair + 1];
+  if (side.job.refinement != nullptr) used |= refinement[2 * pair] | refinement[2 * pair + 1];
+  if (used == 0) return;
+  const GroupPair product = side.kv == 0 ? MultiplyForward<kHeadSize, Side::kKey>(side, pair)
+                                         : MultiplyForward<kHeadSize, Side::kValue>(side, pair);
 #pragma unroll 1
-  for (int pair = side.warp; pair < kLayout.Steps(); pair += kSideWarps) {
-    int used = base[2 * pair] | base[2 * pair + 1];
-    if (side.job.refinement != nullptr) used |= refinement[2 * pair] | refinement[2 * pair + 1];
-    if (used == 0) continue;
-    const GroupPair product = side.kv == 0 ? MultiplyForward<kHeadSize, Side::kKey>(side, pair)
-                                           : MultiplyForward<kHeadSize, Side::kValue>(side, pair);
-#pragma unroll 1
-    for (int group = 2 * pair; group < 2 * pair + 2; ++group) {
-      EncodeParts<kHeadSize>(side, product, group);
-    }
+  for (int group = 2 * pair; group < 2 * pair + 2; ++group) {
+    EncodeParts<kHeadSize>(side, product, group);
   }
 }
 
+// The number of a task that no other warp has.
+__device__ int TakeTask(int lane) {
+  const int task = lane == 0 ? FetchAdd(Shared().next_task, 1) : 0;
+  return FromLane(task, 0);
+}
+
+// From the last pair on: the long searches of the low classes come before the short ones.
 template <int kHeadSize>
-__device__ EncodeSide MakeSide(const EncodeParams& p, const PageJob& job) {
+__device__ void EncodePairs(const EncodeSide& side) {
+  constexpr int kPairs = kHeadSize / kGroupChannels / 2;
+  for (int task = TakeTask(side.lane); task < kPairs; task = TakeTask(side.lane)) {
+    EncodePair<kHeadSize>(side, kPairs - 1 - task);
+  }
+}
+
+// Makes the search tables of a part.
+template <int kHeadSize>
+__device__ void FillTables(const EncodeSide& side, int part, int threads) {
   constexpr CoderLayout kLayout{kHeadSize};
-  const int thread = static_cast<int>(threadIdx.x), kv = thread / (kThreads / 2);
+  const uint32_t* words = At<uint32_t>(side.coder, kLayout.Tables(part));
+  SearchTables& tables = Tables<kHeadSize>(part);
+  for (int code = static_cast<int>(threadIdx.x); code < kTableEntries; code += threads) {
+    float four[2], two[4];
+    WidenEntry<4>(words, code, four);
+    WidenEntry<2>(words, code, two);
+    tables.class4[code] = make_uint2(words[TableWord(4) + code], FloatBits(StartOf(four)));
+    tables.class2[code] = make_uint2(words[TableWord(2) + code], FloatBits(StartOf(two)));
+    PutOctet(words, code, &tables);
+  }
+}
+
+// Blocks [0, count) encode K, the others V.
+template <int kHeadSize>
+__global__ void __launch_bounds__(32 * kMaxWarps, 2) EncodeBasePages(EncodeParams p) {
+  constexpr CoderLayout kLayout{kHeadSize};
+  const int kv = static_cast<int>(blockIdx.x) < p.jobs.count ? 0 : 1;
+  const PageJob& job = p.jobs.jobs[static_cast<int>(blockIdx.x) - kv * p.jobs.count];
   const size_t coder = 2 * static_cast<size_t>(job.coder) + kv;
-  return {job,
-          p.coders + coder * kLayout.Bytes(),
-          p.lists == nullptr ? nullptr : p.lists + 2 * coder * ListBytes(),
-          kv,
-          thread / 32 % kSideWarps,
-          thread & 31};
-}
-
-template <int kHeadSize>
-__device__ void CopyLookups(const EncodeSide& side) {
-  constexpr CoderLayout kLayout{kHeadSize};
-  const auto* from = At<uint4>(side.coder, kLayout.Tables(0));
-  auto* to = reinterpret_cast<uint4*>(Shared().lookups[side.kv]);
-  const int parts = side.job.refinement == nullptr ? 1 : 2;
-  for (int i = static_cast<int>(threadIdx.x) % (kThreads / 2); i < parts * kPartWords / 4;
-       i += kThreads / 2) {
-    to[i] = from[i];
-  }
-}
-
-// After the lookups are there.
-__device__ void FillStarts(int parts) {
-  const int code = static_cast<int>(threadIdx.x);
-  for (int i = 0; i < 2 * parts; ++i) {
-    const float nothing[8] = {};
-    Shared().starts[i & 1][i >> 1][code] =
-        EntryScore<1>(Shared().lookups[i & 1] + (i >> 1) * kPartWords, code, nothing);
-  }
-}
-
-template <int kHeadSize>
-__global__ void __launch_bounds__(kThreads, 2) EncodeBasePages(EncodeParams p) {
-  constexpr CoderLayout kLayout{kHeadSize};
-  const int index = static_cast<int>(blockIdx.x);
-  const PageJob job = p.jobs.jobs[index];
-  const EncodeSide side = MakeSide<kHeadSize>(p, job);
-  const bool is_key = threadIdx.x < kThreads / 2;
-  const auto* base = static_cast<const std::byte*>(is_key ? p.rows.k : p.rows.v);
+  const EncodeSide side{job,
+                        p.coders + coder * kLayout.Bytes(),
+                        p.lists == nullptr ? nullptr : p.lists + 2 * coder * ListBytes(),
+                        kv,
+                        p.jobs.refined ? 2 : 1,
+                        static_cast<int>(threadIdx.x) / 32,
+                        static_cast<int>(threadIdx.x) & 31};
+  const int threads = static_cast<int>(blockDim.x);
+  if (threadIdx.x == 0) Shared().next_task[0] = 0;
   FillRowOffsets(p.rows, job, Shared().offsets);
-  CopyLookups<kHeadSize>(side);
-  __syncthreads();
-  FillStarts(job.refinement == nullptr ? 1 : 2);
-  LoadFragments<kHeadSize>(side, p.rows.dtype, base, Shared().offsets);
-  const int codes = *At<uint32_t>(side.coder, kLayout.PageBytes(0));
-  int record = 0;
-  if (job.sink != 0) {
-    EncodeSinkRows(kHeadSize, p.rows, job, Shared().offsets, job.primary + codes);
-    record = static_cast<int>(SinkRecordBytes(kHeadSize));
+  for (int part = 0; part < (job.refinement == nullptr ? 1 : 2); ++part) {
+    FillTables<kHeadSize>(side, part, threads);
   }
   __syncthreads();
-  EncodeGroups<kHeadSize>(side);
-  WriteChecksums(p.jobs, index, codes + record, *At<uint32_t>(side.coder, kLayout.PageBytes(1)),
-                 Shared().scratch);
+  LoadFragments<kHeadSize>(side, p.rows, threads / 32);
+  if (job.sink != 0 && kv == 0) {
+    EncodeSinkRows(kHeadSize, p.rows, job, Shared().offsets,
+                   job.primary + *At<uint32_t>(side.coder, kLayout.PageBytes(0)));
+  }
+  __syncthreads();
+  EncodePairs<kHeadSize>(side);
 }
+
+// Checksums of pages that have been written; a thread block does those of a page.
+template <int kHeadSize>
+__global__ void __launch_bounds__(kChecksumThreads) SumBasePages(EncodeParams p) {
+  constexpr CoderLayout kLayout{kHeadSize};
+  FQ_DYNAMIC_SHARED(memory);
+  const int index = static_cast<int>(blockIdx.x);
+  const PageJob& job = p.jobs.jobs[index];
+  const std::byte* coder = p.coders + 2 * static_cast<size_t>(job.coder) * kLayout.Bytes();
+  const int record = job.sink != 0 ? static_cast<int>(SinkRecordBytes(kHeadSize)) : 0;
+  WriteChecksums(p.jobs, index, *At<uint32_t>(coder, kLayout.PageBytes(0)) + record,
+                 *At<uint32_t>(coder, kLayout.PageBytes(1)), reinterpret_cast<uint64_t*>(memory));
+}
+
+// Many pages are best served by small blocks, of which one always has work; a few pages are done
+// sooner by more warps a side.
+int WarpsFor(int count) { return count > kFewPages ? kMaxWarps / 2 : kMaxWarps; }
 
 template <int kHeadSize>
 cudaError_t LaunchEncode(const EncodeParams& params, cudaStream_t stream) {
-  constexpr size_t kShared = sizeof(EncodeShared) + 2 * kPageTokens * kHeadSize * 2;
-  static_assert(kShared <= kSharedLimit);
-  return Launch(EncodeBasePages<kHeadSize>, {params.jobs.count, kThreads, kShared}, stream, params);
+  constexpr size_t kFixed = sizeof(EncodeShared) + FragmentBytes(kHeadSize);
+  static_assert(kFixed + 2 * sizeof(SearchTables) + kMaxWarps * sizeof(OctetScratch) <=
+                kSharedLimit);
+  const int warps = WarpsFor(params.jobs.count);
+  const size_t shared =
+      kFixed + (params.jobs.refined ? 2 : 1) * sizeof(SearchTables) + warps * sizeof(OctetScratch);
+  const cudaError_t error = Launch(EncodeBasePages<kHeadSize>,
+                                   {2 * params.jobs.count, 32 * warps, shared}, stream, params);
+  if (error != cudaSuccess) return error;
+  if (params.jobs.primary_checksums == nullptr && params.jobs.refinement_checksums == nullptr) {
+    return cudaSuccess;
+  }
+  constexpr size_t kScratch = 32 * sizeof(uint64_t);
+  return Launch(SumBasePages<kHeadSize>, {params.jobs.count, kChecksumThreads, kScratch}, stream,
+                params);
 }
 
 cudaError_t LaunchEncodeBase(int head_size, const EncodeParams& params, cudaStream_t stream) {

@@ -15,20 +15,38 @@ namespace fq {
 
 inline constexpr int kLaneValues = 16;  // of a group: 4 tile + 2 r + e
 
-// The table entries of one byte of class `kBits`.
+// The two FP16 of a word.
+__device__ inline void WidenWord(uint32_t word, float* values) {
+  const float2 pair = WidenHalves(word);
+  values[0] = pair.x;
+  values[1] = pair.y;
+}
+
+// The four FP16 of a chain word.
+__device__ inline void WidenChain(uint32_t word, float* values) {
+  WidenWord(word, values);
+  WidenWord(ChainPair(word, 1), values + 2);
+}
+
+// The table entry of one byte of class `kBits`.
 template <int kBits>
 __device__ inline void WidenEntry(const uint32_t* tables, int code, float* values) {
   const uint32_t* words = tables + TableWord(kBits) + code * WordsPerEntry(kBits);
+  if constexpr (kBits == 4) {
+    WidenWord(words[0], values);
+  } else {
 #pragma unroll
-  for (int i = 0; i < WordsPerEntry(kBits); ++i) {
-    const float2 first = WidenHalves(words[i]);
-    values[4 * i] = first.x;
-    values[4 * i + 1] = first.y;
-    if (kBits == 4) continue;
-    const float2 second = WidenHalves(ChainPair(words[i], 1));
-    values[4 * i + 2] = second.x;
-    values[4 * i + 3] = second.y;
+    for (int i = 0; i < WordsPerEntry(kBits); ++i) WidenChain(words[i], values + 4 * i);
   }
+}
+
+// -|entry|^2 / 2, summed as on the CPU.
+template <int kValues>
+__device__ inline float StartOf(const float (&values)[kValues]) {
+  float norm = 0.0f;
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) norm = fmaf(values[i], values[i], norm);
+  return -0.5f * norm;
 }
 
 template <int kBits>

@@ -1,103 +1,172 @@
-// Nearest-entry search of the encoder: the same sums in the same order as kernels/codec/nearest.h,
-// and so the same entry for the same values.
+// Nearest-entry search of the encoder for the classes 4 and 2: the same sums in the same order as
+// kernels/codec/nearest.h, and so the same entry for the same values.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
-#include "kernels/codec/page_layout.h"
 #include "kernels/cuda/group_codes.cuh"
-#include "kernels/cuda/nearest_lists.h"
+#include "kernels/cuda/nearest_lists.cuh"
 
 namespace fq {
 
-// Score of entry `code`: the higher, the nearer.
+// The tables of one side and part as the search reads them, in shared memory. A start is
+// -|entry|^2 / 2.
+struct SearchTables {
+  uint2 class4[kTableEntries], class2[kTableEntries];  // word of the entry, bits of the start
+  // Entries of class 1 as rows of MMAs, 16 entries each (nearest_octet.cuh).
+  uint2 octet_rows[kTableEntries / 16][32];
+  float4 octet_starts[kTableEntries / 16][8];
+};
+
+// An entry, and its score for x = 0.
+template <int kValues>
+struct Entry {
+  float value[kValues];
+  float start;
+};
+
+// Of class 4 or 2 out of its word and start.
 template <int kBits>
-__device__ inline float EntryScore(const uint32_t* tables, int code, const float* x) {
-  constexpr int kValues = ValuesPerByte(kBits);
-  float values[kValues];
-  WidenEntry<kBits>(tables, code, values);
-  float norm = 0.0f;
+__device__ inline auto EntryOfWords(const uint2& words) {
+  static_assert(kBits == 4 || kBits == 2);
+  Entry<ValuesPerByte(kBits)> entry;
+  if constexpr (kBits == 4) {
+    WidenWord(words.x, entry.value);
+  } else {
+    WidenChain(words.x, entry.value);
+  }
+  entry.start = FloatFromBits(words.y);
+  return entry;
+}
+
+template <int kBits>
+__device__ inline auto EntryOf(const SearchTables& tables, int code) {
+  return EntryOfWords<kBits>(kBits == 4 ? tables.class4[code] : tables.class2[code]);
+}
+
+// Score of an entry: the higher, the nearer.
+template <int kValues>
+__device__ inline float ScoreOf(const Entry<kValues>& entry, const float* x) {
+  float score = entry.start;
 #pragma unroll
-  for (int i = 0; i < kValues; ++i) norm = fmaf(values[i], values[i], norm);
-  float score = -0.5f * norm;
-#pragma unroll
-  for (int i = 0; i < kValues; ++i) score = fmaf(x[i], values[i], score);
+  for (int i = 0; i < kValues; ++i) score = fmaf(x[i], entry.value[i], score);
   return score;
 }
 
-// The best entry so far: ties go to the first that was looked at, NaN scores to none.
+// The best entry so far, by its code or address: ties go to the first that was looked at, NaN
+// scores to none.
 struct Best {
-  int code = 0;
+  uint32_t where;
   float score = -INFINITY;
 
-  __device__ void Look(int other, float other_score) {
+  __device__ void Look(uint32_t other, float other_score) {
     if (other_score > score) {
       score = other_score;
-      code = other;
+      where = other;
     }
   }
 };
 
-template <int kBits>
-__device__ inline int NearestOfAll(const uint32_t* tables, const float* x) {
-  Best best;
+// Looks at all entries for the values of lane `source`, by the whole warp. Entries are
+// entry_of(code).
+template <int kValues, typename EntryOf>
+__device__ inline int NearestOfAll(const EntryOf& entry_of, const float* x, int lane, int source) {
+  float own[kValues];
+#pragma unroll
+  for (int i = 0; i < kValues; ++i) own[i] = FromLane(x[i], source);
+  Best best{static_cast<uint32_t>(lane)};
 #pragma unroll 1
-  for (int code = 0; code < kTableEntries; ++code) {
-    best.Look(code, EntryScore<kBits>(tables, code, x));
+  for (int code = lane; code < kTableEntries; code += 32) {
+    best.Look(static_cast<uint32_t>(code), ScoreOf(entry_of(code), own));
   }
-  return best.code;
+  for (int mask = 16; mask > 0; mask >>= 1) {
+    const float score = FromLaneXor(best.score, mask);
+    const uint32_t code = FromLaneXor(best.where, mask);
+    if (score > best.score || (score == best.score && code < best.where)) best = {code, score};
+  }
+  return static_cast<int>(best.where);
 }
 
-// The list of the cell of x, or null beyond the grid and without lists.
+// `code`, or what a look at all entries finds where `is_lost`; by the whole warp.
+template <int kValues, typename EntryOf>
+__device__ inline int FoundOrNearestOfAll(bool is_lost, int code, const EntryOf& entry_of,
+                                          const float* x, int lane) {
+  for (uint32_t lost = Ballot(is_lost); lost != 0; lost &= lost - 1) {
+    const int source = LowestBit(lost);
+    const int other = NearestOfAll<kValues>(entry_of, x, lane, source);
+    if (lane == source) code = other;
+  }
+  return code;
+}
+
+// The list of one byte.
 template <int kBits>
-__device__ inline const uint4* ListOf(const std::byte* lists, const float* x) {
+struct CandidateList {
+  static constexpr int kWords = GridOf(kBits).bytes / 4;
+  uint32_t words[kWords];
+};
+
+// The list of the cell of x; kNoList beyond the grid and without lists.
+template <int kBits>
+__device__ inline CandidateList<kBits> ListOf(const std::byte* lists, const float* x) {
   constexpr ListGrid kGrid = GridOf(kBits);
-  int cell = 0;
   float largest = 0.0f;
 #pragma unroll
-  for (int i = 0; i < kGrid.values; ++i) {
-    const float level = x[i] * (1.0f / CellWidth(kBits)) + kGrid.levels / 2;
-    const float last = static_cast<float>(kGrid.levels - 1);
-    cell = cell * kGrid.levels + static_cast<int>(fminf(fmaxf(level, 0.0f), last));
-    largest = fmaxf(largest, fabsf(x[i]));
+  for (int i = 0; i < kGrid.values; ++i) largest = fmaxf(largest, fabsf(x[i]));
+  CandidateList<kBits> list = {};
+  list.words[0] = kNoList;
+  if (lists == nullptr || !(largest < kListLimit)) return list;
+  const std::byte* from = lists + CellOf<kBits>(x) * kGrid.bytes;
+  if constexpr (kBits == 4) {
+    const uint2 two = LoadConstant<uint2>(from);
+    list.words[0] = two.x;
+    list.words[1] = two.y;
+  } else {
+    const uint4 four = LoadConstant<uint4>(from);
+    list.words[0] = four.x;
+    list.words[1] = four.y;
+    list.words[2] = four.z;
+    list.words[3] = four.w;
   }
-  if (lists == nullptr || largest >= kListLimit) return nullptr;
-  return reinterpret_cast<const uint4*>(lists + cell * kGrid.bytes);
+  return list;
 }
 
-// The nearest entry out of the candidates of x's cell, or -1 where there is no list.
+// Looks at the four entries of a word of a list; `table` is the shared address of its class.
 template <int kBits>
-__device__ inline int NearestOfList(const uint32_t* tables, const std::byte* lists,
-                                    const float* x) {
-  constexpr int kWords = GridOf(kBits).bytes / 4;
-  const uint4* list = ListOf<kBits>(lists, x);
-  if (list == nullptr) return -1;
-  uint32_t words[kWords];
+__device__ inline void LookAtFour(uint32_t table, uint32_t word, const float* x, Best* best) {
+  uint32_t at[4];
+  uint2 words[4];
 #pragma unroll
-  for (int i = 0; i < kWords / 4; ++i) {
-    const uint4 four = list[i];
-    words[4 * i] = four.x;
-    words[4 * i + 1] = four.y;
-    words[4 * i + 2] = four.z;
-    words[4 * i + 3] = four.w;
+  for (int i = 0; i < 4; ++i) {
+    at[i] = DotBytes(word, static_cast<uint32_t>(sizeof(uint2)) << (8 * i), table);
+    words[i] = LoadShared(at[i]);
   }
-  const int count = static_cast<int>(words[kWords - 1] >> 24);
-  if (count == 0) return -1;
-  Best best;
-#pragma unroll 1
-  for (int word = 0; word < count; ++word) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      // The last byte of a full list is its length, not an entry.
-      const int at = word == kWords - 1 && i == 3 ? 2 : i;
-      const int code = static_cast<int>(words[0] >> (8 * at) & 255u);
-      best.Look(code, EntryScore<kBits>(tables, code, x));
-    }
+  for (int i = 0; i < 4; ++i) best->Look(at[i], ScoreOf(EntryOfWords<kBits>(words[i]), x));
+}
+
+// The nearest of the candidates; for a whole warp, whose lanes without a list are helped by all.
+template <int kBits>
+__device__ inline int NearestOfList(const SearchTables& tables, CandidateList<kBits> list,
+                                    const float* x, int lane) {
+  constexpr int kWords = CandidateList<kBits>::kWords;
+  const uint32_t table = SharedAddress(kBits == 4 ? tables.class4 : tables.class2);
+  const bool is_lost = list.words[0] == kNoList;
+  Best best{table};
+  uint32_t behind = list.words[kWords - 1] >> 24;
+  // A list is at its end where the next word begins with the entry that this one ends with.
+  for (bool more = !is_lost; more;) {
+    const uint32_t word = list.words[0];
+    LookAtFour<kBits>(table, word, x, &best);
 #pragma unroll
-    for (int i = 0; i + 1 < kWords; ++i) words[i] = words[i + 1];
+    for (int i = 0; i + 1 < kWords; ++i) list.words[i] = list.words[i + 1];
+    list.words[kWords - 1] = behind;
+    more = (((word >> 24) ^ list.words[0]) & 255u) != 0;
   }
-  return best.code;
+  return FoundOrNearestOfAll<ValuesPerByte(kBits)>(
+      is_lost, static_cast<int>((best.where - table) / sizeof(uint2)),
+      [&](int code) { return EntryOf<kBits>(tables, code); }, x, lane);
 }
 
 }  // namespace fq

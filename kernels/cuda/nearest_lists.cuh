@@ -6,6 +6,21 @@
 
 namespace fq {
 
+// The cell of x, to rounding, which Farther leaves room for.
+template <int kBits>
+__device__ inline uint32_t CellOf(const float* x) {
+  constexpr ListGrid kGrid = GridOf(kBits);
+  constexpr float kLast = static_cast<float>(kGrid.levels - 1), kOne = 1.0f / (kGrid.width * kLast);
+  constexpr float kInteger = 8388608.0f;  // 2^23: what is added to it is rounded to an integer
+  uint32_t cell = 0;
+#pragma unroll
+  for (int i = 0; i < kGrid.values; ++i) {
+    const float part = Saturate(fmaf(x[i], kOne, 0.5f));
+    cell = cell * kGrid.levels + (FloatBits(fmaf(part, kLast, kInteger)) - FloatBits(kInteger));
+  }
+  return cell;
+}
+
 // The box of a cell. Cells count along the last value first.
 template <int kBits>
 __device__ inline void CellBox(int cell, float (&low)[ValuesPerByte(kBits)],
@@ -15,9 +30,9 @@ __device__ inline void CellBox(int cell, float (&low)[ValuesPerByte(kBits)],
   for (int i = kGrid.values - 1; i >= 0; --i) {
     const int level = cell % kGrid.levels;
     cell /= kGrid.levels;
-    const float edge = static_cast<float>(level - kGrid.levels / 2) * CellWidth(kBits);
+    const float edge = static_cast<float>(level - kGrid.levels / 2) * kGrid.width;
     low[i] = level == 0 ? -kListLimit : edge;
-    high[i] = level + 1 == kGrid.levels ? kListLimit : edge + CellWidth(kBits);
+    high[i] = level + 1 == kGrid.levels ? kListLimit : edge + kGrid.width;
   }
 }
 
@@ -55,12 +70,12 @@ __device__ inline void MakeList(const float* values, int cell, std::byte* list) 
   float low[kValues], high[kValues];
   CellBox<kBits>(cell, low, high);
   int count = 0;
-  for (int code = 0; code < kTableEntries && count < kGrid.bytes; ++code) {
+  for (int code = 0; code < kTableEntries && count <= kGrid.bytes; ++code) {
     if (!IsCandidate<kValues>(values, code, low, high)) continue;
-    for (int i = count; i < kGrid.bytes - 1; ++i) list[i] = static_cast<std::byte>(code);
+    for (int i = count; i < kGrid.bytes; ++i) list[i] = static_cast<std::byte>(code);
     ++count;
   }
-  list[kGrid.bytes - 1] = static_cast<std::byte>(count < kGrid.bytes ? (count + 3) / 4 : 0);
+  if (count > kGrid.bytes) *reinterpret_cast<uint32_t*>(list) = kNoList;
 }
 
 // Block b makes a part of the lists of one table; `values` is float [1024] of shared memory.

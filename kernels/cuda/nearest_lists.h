@@ -3,6 +3,7 @@
 // the kernels and by the host code that makes the lists.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #include "kernels/base/host_device.h"
@@ -12,9 +13,10 @@ namespace fq {
 
 // The grid of class `bits` (4 or 2): `levels` cells along each value, the outer ones open up to
 // kListLimit; values beyond it find no list. A list is `bytes` long: the entries in rising order,
-// the last one repeated, and in its last byte how many words of four to look at; 0 for all 256.
+// the last one repeated; where they are too many it starts with kNoList.
 struct ListGrid {
   int values, levels, bytes;
+  float width;  // of a cell in the coded domain, whose values are about unit Gaussian
 
   FQ_HD constexpr int Cells() const {
     int cells = 1;
@@ -24,13 +26,12 @@ struct ListGrid {
   FQ_HD constexpr int Bytes() const { return Cells() * bytes; }
 };
 FQ_HD constexpr ListGrid GridOf(int bits) {
-  return bits == 4 ? ListGrid{2, 32, 16} : ListGrid{4, 8, 32};
+  return bits == 4 ? ListGrid{2, 64, 8, 0.095f} : ListGrid{4, 12, 16, 0.38f};
 }
 
 inline constexpr float kListLimit = 16.0f;
 
-// Edge of a cell in the coded domain, whose values are about unit Gaussian.
-FQ_HD constexpr float CellWidth(int bits) { return bits == 4 ? 0.19f : 0.5f; }
+inline constexpr uint32_t kNoList = 1;  // no rising entries
 
 // Offsets in bytes of the lists of a coder: by part, then class.
 FQ_HD constexpr int ListBytes() { return GridOf(4).Bytes() + GridOf(2).Bytes(); }

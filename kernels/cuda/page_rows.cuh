@@ -32,6 +32,13 @@ __device__ inline int SinkEnd(const PageJob& job) {
   return job.sink == 0 ? 0 : job.tokens < kSinkRows ? job.tokens : kSinkRows;
 }
 
+// Eight constants in a row, at a multiple of 16 bytes.
+__device__ inline void LoadEight(const float* from, float (&x)[8]) {
+  const float4 a = LoadConstant<float4>(from), b = LoadConstant<float4>(from + 4);
+  x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
+  x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+}
+
 // Stores channels [channel, channel + 8) of a row; `row` is that of element (row, 0).
 __device__ inline void StoreChannels(DType dtype, std::byte* base, int64_t element,
                                      const float (&x)[8]) {

@@ -1,27 +1,28 @@
-// Speed of encode and decode on a GPU, and how many codes equal the CPU's. 4,096 pages of eight
-// heads, d = 128, FP16, engine blocks of 64 tokens in random order; CUDA graphs that take turns on
-// four sets of buffers of more than five times the L2 together; medians of 21 replays. Prints one
-// JSON object a line; GB/s count the FP16 bytes of the rows, as does the copy beside it.
+// Speed of encode and decode on a GPU. 4,096 pages of eight
+// heads, d = 128, FP16, engine blocks of 64 tokens in random order; rows whose components are unit
+// Gaussian; CUDA graphs that take turns on four sets of buffers of more than five times the L2
+// together; medians of 21 replays. Prints one JSON object a line; GB/s count the FP16 bytes of the
+// rows, as does the copy beside it.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "CLI/CLI.hpp"
-#include "kernels/backend.h"
 #include "kernels/base/check.h"
+#include "kernels/codec/quantise.h"
 #include "kernels/cuda/decode_pages.h"
 #include "kernels/cuda/encode_pages.h"
 #include "kernels/page_bytes.h"
 #include "tests/testing/codec_set_builder.h"
+#include "tests/testing/random.h"
 
 namespace fq {
 namespace {
@@ -42,17 +43,41 @@ T Value(absl::StatusOr<T> value) {
   return *std::move(value);
 }
 
+// The tables of `from` that a head uses, in turns, in all places of a file of one layer.
+void TakeTables(const CodecSet& from, int head_size, std::vector<std::byte>* file) {
+  std::vector<const uint32_t*> tables[3];  // of class 4, 2, 1
+  for (int i = 0; i < from.layers() * from.kv_heads(); ++i) {
+    const int layer = i / from.kv_heads(), head = i % from.kv_heads();
+    for (const HeadCodec* codec : {&from.k(layer, head), &from.v(layer, head)}) {
+      const uint32_t* own[3] = {codec->base.class4, codec->base.class2, codec->base.class1};
+      for (int c = 0; c < 3; ++c) {
+        if (own[c][0] != own[c][255]) tables[c].push_back(own[c]);
+      }
+    }
+  }
+  const size_t before = 4 * (size_t(3) * head_size + size_t(2) * head_size * head_size);
+  const size_t side_bytes = before + 2 * 4096;
+  const size_t arrays = file->size() - 2 * kHeads * side_bytes;
+  for (int i = 0; i < 4 * kHeads; ++i) {
+    std::byte* to = file->data() + arrays + i / 2 * side_bytes + before + i % 2 * 4096;
+    for (int c = 0; c < 3; ++c) {
+      std::memcpy(to + 1024 * c, tables[c][i % tables[c].size()], c == 2 ? 2048 : 1024);
+    }
+  }
+  SealCodecSet(file);
+}
+
 // Pages of one layer on the device: `blocks` blocks of every head, jobs sorted by head.
 struct Pages {
   int count;
   size_t primary_bytes, refinement_bytes;
-  DeviceBuffer rows, primary, refinement, blocks, jobs, checksums, broken;
+  DeviceBuffer rows, decoded, primary, refinement, plain, blocks, jobs;
 };
 
 class Bench {
  public:
-  Bench(int head_size, int blocks) : d_(head_size), blocks_(blocks) {
-    set_ = Value(CodecSet::Parse(BuildCodecSet(1, kHeads, d_, 3)));
+  Bench(int blocks, std::shared_ptr<const CodecSet> set)
+      : d_(set->head_size()), blocks_(blocks), set_(std::move(set)) {
     coders_ = std::make_unique<CoderTables>(Value(CoderTables::Create(*set_)));
     Check(cudaStreamCreate(&stream_));
     for (int i = 0; i < kSets; ++i) sets_.push_back(MakePages(i));
@@ -62,16 +87,23 @@ class Bench {
   size_t RowBytes() const { return size_t(2) * 64 * d_ * 2 * blocks_ * kHeads; }
 
   void Encode(const Pages& pages, bool refined) {
-    Check(EncodePages(PageKind::kBase, d_, coders_.get(), Jobs(pages, refined), Rows(pages),
+    Check(EncodePages(PageKind::kBase, d_, coders_.get(), Jobs(pages, refined), Rows(pages.rows),
                       stream_));
   }
   void Decode(const Pages& pages, bool refined, Domain domain) {
     Check(DecodePages({PageKind::kBase, d_, domain}, coders_.get(), Jobs(pages, refined),
-                      Rows(pages), stream_));
+                      Rows(pages.decoded), stream_));
   }
+  void EncodePlain(const Pages& pages, PageKind kind) {
+    Check(EncodePages(kind, d_, nullptr, PlainJobs(pages), Rows(pages.rows), stream_));
+  }
+  void DecodePlain(const Pages& pages, PageKind kind) {
+    Check(DecodePages({kind, d_}, nullptr, PlainJobs(pages), Rows(pages.decoded), stream_));
+  }
+  // Reads and writes the bytes of the rows in all.
   void Copy(const Pages& pages) {
-    Check(cudaMemcpyAsync(pages.rows.as<std::byte>(), pages.rows.as<std::byte>() + RowBytes() / 2,
-                          RowBytes() / 2, cudaMemcpyDeviceToDevice, stream_));
+    Check(cudaMemcpyAsync(pages.decoded.as<std::byte>(), pages.rows.as<std::byte>(), RowBytes() / 2,
+                          cudaMemcpyDeviceToDevice, stream_));
   }
 
   // Prints the median of replays of one call on each set of pages.
@@ -135,6 +167,12 @@ class Bench {
       Measure(("decode rows" + suffix).c_str(),
               [&](const Pages& p) { Decode(p, refined, Domain::kRows); });
     }
+    for (const auto& [name, kind] :
+         {std::pair("exact", PageKind::kExact), {"universal", PageKind::kUniversal}}) {
+      const std::string suffix = std::string(" ") + name;
+      Measure(("encode" + suffix).c_str(), [&](const Pages& p) { EncodePlain(p, kind); });
+      Measure(("decode" + suffix).c_str(), [&](const Pages& p) { DecodePlain(p, kind); });
+    }
   }
 
   void MeasureBlock() {
@@ -143,30 +181,22 @@ class Bench {
     MeasureLatency("one block decode", [&](const Pages& p) { Decode(p, false, Domain::kRows); });
   }
 
-  // Encodes rows made of random codes here and on the CPU, `rounds` times all pages of a set.
-  void Compare(int rounds) {
-    int64_t differ = 0, total = 0;
-    const Pages& pages = sets_[0];
-    for (int round = 0; round < rounds; ++round) {
-      Fill(pages, 1000 + round);
-      Decode(pages, true, Domain::kRows);
-      Encode(pages, true);
-      Check(cudaStreamSynchronize(stream_));
-      CompareOnce(pages, &differ, &total);
-    }
-    std::printf(
-        "{\"name\": \"codes equal to the CPU's\", \"head_size\": %d, \"pages\": %lld, "
-        "\"code_bytes\": %lld, \"equal_percent\": %.5f}\n",
-        d_, static_cast<long long>(rounds) * pages.count, static_cast<long long>(total),
-        100.0 - 100.0 * static_cast<double>(differ) / static_cast<double>(total));
-    std::fflush(stdout);
-  }
-
-  // Random codes for every page; then rows, so that encode has something to find.
-  void Prepare() {
+  // Gaussian rows for every page, and the pages that they make. `wide` is the same codec set with
+  // class 8 everywhere.
+  void Prepare(const CoderTables& wide) {
+    Random random(1);
+    std::vector<uint8_t> codes(1 << 20);
+    for (uint8_t& code : codes) code = Class8Code(static_cast<float>(random.Gaussian()));
+    const size_t page_bytes = size_t(128) * d_;
+    const DeviceBuffer pages = Value(DeviceBuffer::Allocate(page_bytes * blocks_ * kHeads));
     for (size_t i = 0; i < sets_.size(); ++i) {
-      Fill(sets_[i], i);
-      Decode(sets_[i], true, Domain::kRows);
+      for (size_t at = 0; at < pages.bytes(); at += page_bytes) {
+        const size_t from = random.Below(static_cast<uint32_t>((codes.size() - page_bytes) / 16));
+        Check(cudaMemcpyAsync(pages.as<std::byte>() + at, codes.data() + 16 * from, page_bytes,
+                              cudaMemcpyHostToDevice, stream_));
+      }
+      FillRows(sets_[i], wide, pages.as<std::byte>(), page_bytes);
+      Encode(sets_[i], true);
     }
     Check(cudaStreamSynchronize(stream_));
   }
@@ -180,6 +210,8 @@ class Bench {
     std::shuffle(order.begin(), order.end(), std::mt19937(seed));
     pages.blocks = Value(DeviceBuffer::CopyOf(order.data(), order.size() * 4));
     pages.rows = Value(DeviceBuffer::Allocate(RowBytes()));
+    pages.decoded = Value(DeviceBuffer::Allocate(RowBytes()));
+    pages.plain = Value(DeviceBuffer::Allocate(RowBytes()));
     std::vector<PageJob> jobs(pages.count);
     pages.primary_bytes = pages.refinement_bytes = 0;
     for (int i = 0; i < pages.count; ++i) {
@@ -192,8 +224,6 @@ class Bench {
     }
     pages.primary = Value(DeviceBuffer::Allocate(pages.primary_bytes));
     pages.refinement = Value(DeviceBuffer::Allocate(pages.refinement_bytes));
-    pages.checksums = Value(DeviceBuffer::Allocate(16 * pages.count));
-    pages.broken = Value(DeviceBuffer::Allocate(pages.count));
     for (int i = 0; i < pages.count; ++i) {
       jobs[i].primary = pages.primary.as<std::byte>() + reinterpret_cast<size_t>(jobs[i].primary);
       jobs[i].refinement =
@@ -204,20 +234,34 @@ class Bench {
     }
     std::vector<PageJob> base = jobs;  // behind them: the same jobs without refinement
     for (PageJob& job : base) job.refinement = nullptr;
+    std::vector<PageJob> plain = base;  // behind those: exact or universal ones
+    for (int i = 0; i < pages.count; ++i) {
+      plain[i].primary = pages.plain.as<std::byte>() + RowBytes() / pages.count * i;
+    }
     jobs.insert(jobs.end(), base.begin(), base.end());
+    jobs.insert(jobs.end(), plain.begin(), plain.end());
     pages.jobs = Value(DeviceBuffer::CopyOf(jobs.data(), jobs.size() * sizeof(PageJob)));
     return pages;
   }
 
-  void Fill(const Pages& pages, uint64_t seed) {
-    std::mt19937_64 random(seed);
-    std::vector<uint64_t> words(std::max(pages.primary_bytes, pages.refinement_bytes) / 8);
-    for (uint64_t& word : words) word = random() | 0x0101010101010101u;  // class 8 has no byte 0
-    Check(cudaMemcpy(pages.primary.as<std::byte>(), words.data(), pages.primary_bytes,
-                     cudaMemcpyHostToDevice));
-    std::rotate(words.begin(), words.begin() + 1, words.end());
-    Check(cudaMemcpy(pages.refinement.as<std::byte>(), words.data(), pages.refinement_bytes,
-                     cudaMemcpyHostToDevice));
+  // Rows out of codes of class 8.
+  void FillRows(const Pages& pages, const CoderTables& wide, std::byte* codes, size_t page_bytes) {
+    std::vector<PageJob> jobs(pages.count);
+    Check(cudaMemcpy(jobs.data(), pages.jobs.as<std::byte>(), jobs.size() * sizeof(PageJob),
+                     cudaMemcpyDeviceToHost));
+    for (size_t i = 0; i < jobs.size(); ++i) {
+      jobs[i].primary = codes + i * page_bytes;
+      jobs[i].refinement = nullptr;
+    }
+    const DeviceBuffer own =
+        Value(DeviceBuffer::CopyOf(jobs.data(), jobs.size() * sizeof(PageJob)));
+    PageJobs list;
+    list.jobs = own.as<PageJob>();
+    list.count = pages.count;
+    list.refined = false;
+    Check(
+        DecodePages({PageKind::kBase, d_, Domain::kRows}, &wide, list, Rows(pages.rows), stream_));
+    Check(cudaStreamSynchronize(stream_));
   }
 
   PageJobs Jobs(const Pages& pages, bool refined) const {
@@ -225,77 +269,24 @@ class Bench {
     jobs.jobs = pages.jobs.as<PageJob>() + (refined ? 0 : pages.count);
     jobs.count = pages.count;
     jobs.refined = refined;
-    jobs.broken = pages.broken.as<uint8_t>();
     return jobs;
   }
 
-  PagedRows Rows(const Pages& pages) const {
+  PageJobs PlainJobs(const Pages& pages) const {
+    PageJobs jobs;
+    jobs.jobs = pages.jobs.as<PageJob>() + 2 * pages.count;
+    jobs.count = pages.count;
+    return jobs;
+  }
+
+  PagedRows Rows(const DeviceBuffer& buffer) const {
     PagedRows rows;
-    rows.k = pages.rows.as<std::byte>();
-    rows.v = pages.rows.as<std::byte>() + RowBytes() / 2;
+    rows.k = buffer.as<std::byte>();
+    rows.v = buffer.as<std::byte>() + RowBytes() / 2;
     rows.head_stride = d_;
     rows.token_stride = kHeads * d_;
     rows.block_stride = 64 * rows.token_stride;
     return rows;
-  }
-
-  void CompareOnce(const Pages& pages, int64_t* differ, int64_t* total) {
-    std::vector<std::byte> rows(RowBytes()), primary(pages.primary_bytes),
-        refinement(pages.refinement_bytes);
-    std::vector<int32_t> order(blocks_);
-    Check(cudaMemcpy(rows.data(), pages.rows.as<std::byte>(), rows.size(), cudaMemcpyDeviceToHost));
-    Check(cudaMemcpy(primary.data(), pages.primary.as<std::byte>(), primary.size(),
-                     cudaMemcpyDeviceToHost));
-    Check(cudaMemcpy(refinement.data(), pages.refinement.as<std::byte>(), refinement.size(),
-                     cudaMemcpyDeviceToHost));
-    Check(cudaMemcpy(order.data(), pages.blocks.as<std::byte>(), order.size() * 4,
-                     cudaMemcpyDeviceToHost));
-    std::atomic<int> next{0};
-    std::atomic<int64_t> wrong{0};
-    const auto work = [&] {
-      for (int head; (head = next++) < kHeads * 8;) {
-        CompareHead(rows, order, primary, refinement, head, &wrong);
-      }
-    };
-    std::vector<std::thread> threads;
-    for (unsigned i = 0; i < std::thread::hardware_concurrency(); ++i) threads.emplace_back(work);
-    for (std::thread& thread : threads) thread.join();
-    *differ += wrong;
-    *total += static_cast<int64_t>(primary.size() + refinement.size());
-  }
-
-  // An eighth of the pages of one head.
-  void CompareHead(const std::vector<std::byte>& rows, const std::vector<int32_t>& order,
-                   const std::vector<std::byte>& primary, const std::vector<std::byte>& refinement,
-                   int part, std::atomic<int64_t>* wrong) const {
-    const int head = part / 8;
-    size_t at = 0, at_refinement = 0;
-    const auto bytes = [&](PageKind kind, int of_head) {
-      return PageBytes({kind, DType::kF16, d_, false}, &set_->profile(0, of_head));
-    };
-    for (int h = 0; h < head; ++h) {
-      at += bytes(PageKind::kBase, h) * blocks_;
-      at_refinement += bytes(PageKind::kRefinement, h) * blocks_;
-    }
-    const size_t size = bytes(PageKind::kBase, head), size2 = bytes(PageKind::kRefinement, head);
-    std::vector<std::byte> own(size), own2(size2);
-    for (int block = part % 8; block < blocks_; block += 8) {
-      EncodeTask task;
-      const size_t offset = (size_t(order[block]) * 64 * kHeads + head) * d_ * 2;
-      task.source.k.chunks[0] = rows.data() + offset;
-      task.source.v.chunks[0] = rows.data() + RowBytes() / 2 + offset;
-      task.source.k.token_stride = task.source.v.token_stride = kHeads * d_;
-      task.head = head;
-      task.primary = own.data();
-      task.refinement = own2.data();
-      Check(CpuBackend()->Encode({set_.get(), d_, DType::kF16}, {task}));
-      int64_t count = 0;
-      for (size_t i = 0; i < size; ++i) count += own[i] != primary[at + block * size + i];
-      for (size_t i = 0; i < size2; ++i) {
-        count += own2[i] != refinement[at_refinement + block * size2 + i];
-      }
-      *wrong += count;
-    }
   }
 
   const int d_, blocks_;
@@ -309,19 +300,30 @@ class Bench {
 }  // namespace fq
 
 int main(int argc, char** argv) {
-  CLI::App app("Speed of encode and decode on a GPU, and agreement with the CPU");
-  int head_size = 128, pages = 4096, compare = 0;
+  CLI::App app("Speed of encode and decode on a GPU");
+  int head_size = 128, pages = 4096, bits = -1;
+  std::string tables;
   app.add_option("--head-size", head_size)->check(CLI::IsMember({64, 96, 128, 256}));
   app.add_option("--pages", pages, "of all heads")->check(CLI::Range(8, 65536));
-  app.add_option("--compare", compare, "pages to encode on the CPU too");
+  app.add_option("--class", bits, "every group has this class")->check(CLI::IsMember({1, 2, 4, 8}));
+  app.add_option("--tables", tables, "codec set whose tables are taken; default: random ones")
+      ->check(CLI::ExistingFile);
   CLI11_PARSE(app, argc, argv);
+  std::vector<std::byte> file = fq::BuildCodecSet(1, fq::kHeads, head_size, 3);
+  if (!tables.empty()) fq::TakeTables(*fq::Value(fq::CodecSet::Load(tables)), head_size, &file);
+  std::shared_ptr<const fq::CodecSet> set = fq::Value(fq::CodecSet::Parse(file));
+  const auto of_class = [&](int value) {
+    return fq::Value(fq::CodecSet::Parse(fq::WithOneClass(file, *set, value)));
+  };
+  const std::shared_ptr<const fq::CodecSet> wide_set = of_class(8);
+  if (bits > 0) set = of_class(bits);
+  const fq::CoderTables wide = fq::Value(fq::CoderTables::Create(*wide_set, false));
   {
-    fq::Bench bench(head_size, pages / fq::kHeads);
-    bench.Prepare();
+    fq::Bench bench(pages / fq::kHeads, set);
+    bench.Prepare(wide);
     bench.MeasureAll();
-    if (compare > 0) bench.Compare((compare + pages - 1) / pages);
   }
-  fq::Bench block(head_size, 1);
-  block.Prepare();
+  fq::Bench block(1, set);
+  block.Prepare(wide);
   block.MeasureBlock();
 }

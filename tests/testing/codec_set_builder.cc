@@ -192,6 +192,15 @@ std::vector<std::byte> PatchCodecSet(const std::vector<std::byte>& file, const s
   return patched;
 }
 
+std::vector<std::byte> WithOneClass(const std::vector<std::byte>& file, const CodecSet& set,
+                                    int bits) {
+  const std::vector<int> base(set.head_size() / 8, bits), refinement(set.head_size() / 8, 2);
+  const Json profile = {
+      {"k", base}, {"v", base}, {"k_refinement", refinement}, {"v_refinement", refinement}};
+  const std::vector<std::vector<int>> of(set.layers(), std::vector<int>(set.kv_heads(), 0));
+  return PatchCodecSet(file, Json({{"profiles", {profile}}, {"profile_of", of}}).dump());
+}
+
 void SealCodecSet(std::vector<std::byte>* file) {
   const uint64_t length = file->size();
   std::memcpy(file->data() + 8, &length, sizeof(length));

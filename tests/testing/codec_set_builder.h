@@ -17,6 +17,11 @@ std::vector<std::byte> BuildCodecSet(int layers, int kv_heads, int head_size, ui
 // The file with a JSON merge patch (RFC 7386) applied to its text, sealed.
 std::vector<std::byte> PatchCodecSet(const std::vector<std::byte>& file, const std::string& patch);
 
+// The file with one profile for all heads, all of whose groups have class `bits` in the base and 2
+// in the refinement.
+std::vector<std::byte> WithOneClass(const std::vector<std::byte>& file, const CodecSet& set,
+                                    int bits);
+
 // Puts the right length and SHA-256 into the bytes of a codec-set file, for tests that change its
 // contents.
 void SealCodecSet(std::vector<std::byte>* file);

@@ -35,9 +35,10 @@ class Limit:
 
 
 LIMITS = {
-    "EncodeBasePages": Limit(4, 128, 6000, 48),
-    "DecodeBasePages.*DomainE0": Limit(4, 128, 5400, 96),
-    "DecodeBasePages.*DomainE1": Limit(4, 64, 3600, 0),
+    "EncodeBasePages": Limit(4, 128, 6400, 48),
+    "SumBasePages": Limit(4, 48, 1200, 0),
+    "DecodeBasePages.*DomainE0": Limit(4, 128, 6400, 96),
+    "DecodeBasePages.*DomainE1": Limit(4, 72, 4900, 0),
     "MakeCoderLists": Limit(1, 64, 1600, 0),
     "EncodeExactPages": Limit(1, 48, 1200, 0),
     "DecodeExactPages": Limit(1, 48, 1200, 0),

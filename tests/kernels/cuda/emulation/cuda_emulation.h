@@ -77,6 +77,21 @@ T LoadConstant(const void* from) {
   return *static_cast<const T*>(from);
 }
 
+inline uint32_t SharedAddress(const void* shared) {
+  return static_cast<uint32_t>(static_cast<const unsigned char*>(shared) -
+                               emulation::SharedMemory());
+}
+inline uint2 LoadShared(uint32_t address) {
+  return *reinterpret_cast<const uint2*>(emulation::SharedMemory() + address);
+}
+
+inline uint32_t DotBytes(uint32_t a, uint32_t b, uint32_t add) {
+  for (int i = 0; i < 4; ++i) add += (a >> (8 * i) & 255u) * (b >> (8 * i) & 255u);
+  return add;
+}
+
+inline float Saturate(float x) { return x < 0.0f ? 0.0f : x < 1.0f ? x : 1.0f; }
+
 inline void WarpBarrier() { emulation::WarpBarrier(); }
 
 template <typename T>
@@ -90,6 +105,28 @@ template <typename T>
 T FromLaneXor(T value, int mask) {
   const std::byte* slots = emulation::Exchange(&value, sizeof(T));
   return FromLane<T>(slots, static_cast<int>((threadIdx.x & 31u) ^ static_cast<unsigned>(mask)));
+}
+
+template <typename T>
+T FromLane(T value, int lane) {
+  return FromLane<T>(emulation::Exchange(&value, sizeof(T)), lane);
+}
+
+inline uint32_t Ballot(bool value) {
+  const std::byte* slots = emulation::Exchange(&value, sizeof(value));
+  uint32_t bits = 0;
+  for (int lane = 0; lane < 32; ++lane) {
+    bits |= static_cast<uint32_t>(FromLane<bool>(slots, lane)) << lane;
+  }
+  return bits;
+}
+
+inline int LowestBit(uint32_t bits) { return __builtin_ctz(bits); }
+
+inline int FetchAdd(int* number, int value) {
+  const int was = *number;
+  *number += value;
+  return was;
 }
 
 inline float2 WidenHalves(uint32_t pair) {
@@ -114,5 +151,10 @@ inline uint32_t Transpose(uint32_t pair) {
 }
 
 void MultiplyAdd(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1);
+
+inline void MultiplyHalf(float (&d)[4], const float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  std::memcpy(d, c, sizeof(d));
+  MultiplyAdd(d, make_uint4(a0, a1, 0, 0), b, 0);
+}
 
 }  // namespace fq
