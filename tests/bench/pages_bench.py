@@ -3,7 +3,7 @@
 
     tests/bench/pages_bench.py [--build build/release] [--output FILE] [--commit NAME]
 
-Runs BUILD/bin/pages_bench with the tables of the shipped codec set, which also copies device memory.
+Runs BUILD/bin/pages_bench, which also copies device memory, with the tables of the shipped codec set.
 """
 
 import argparse
