@@ -9,7 +9,7 @@ namespace {
 constexpr int kTokens = 64;
 // Costs of a 16-token tile of plain rows, and of starting a piece, in nanoseconds as in
 // attend_heads.cc; pages cost what the caller says.
-constexpr double kPlainTileCost = 140, kPieceCost = 100;
+constexpr double kPlainTileCost = 140, kPieceCost = 250;
 
 // Multiprocessors left to the merge, whose first blocks then fetch their matrices meanwhile. Their
 // absence from the attention costs nothing that could be measured.

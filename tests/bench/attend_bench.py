@@ -63,6 +63,7 @@ class Rival:
     def __init__(self, name: str, calls: list) -> None:
         import torch
         self.name, self.count, self.times = name, len(calls), []
+        self.calls = calls  # they hold the memory that the graph uses
         self.stream = torch.cuda.Stream()
         with torch.cuda.stream(self.stream):
             for call in calls[:2]:
