@@ -42,14 +42,14 @@ FQ_DEVICE void StorePartial(Softmax& softmax, const Sums<kHeadSize>& sums, float
 template <int kHeadSize>
 FQ_DEVICE void MergeQuad(const AttendParams& params, const std::byte* shared, int i) {
   constexpr PartialsLayout kLayout{kHeadSize};
-  constexpr int kQuads = kHeadSize * 2;
+  constexpr int kQuads = kHeadSize * 2, kWarps = AttendWarps(kHeadSize);
   const int* slots = reinterpret_cast<const int*>(shared + kLayout.Slot(0));
   const float4* values = reinterpret_cast<const float4*>(shared) + i;
   const float4* stats = reinterpret_cast<const float4*>(shared + kLayout.Stats(0)) + (i & 3);
-  for (int first = 0, end; first < kAttendWarps; first = end) {
+  for (int first = 0, end; first < kWarps; first = end) {
     const int slot = slots[first];
     float2 top = make_float2(kNoMaximum, kNoMaximum), total = make_float2(0.0f, 0.0f);
-    for (end = first; end < kAttendWarps && slots[end] == slot; ++end) {
+    for (end = first; end < kWarps && slots[end] == slot; ++end) {
       top.x = fmaxf(top.x, stats[end * 4].x);
       top.y = fmaxf(top.y, stats[end * 4].z);
     }
@@ -124,18 +124,19 @@ FQ_DEVICE void AttendOnePiece(const AttendParams& params, const AttendPiece& pie
   }
 }
 
-// The kernel's body: AttendSharedBytes bytes of dynamic shared memory, kAttendWarps warps.
+// The kernel's body: AttendSharedBytes bytes of dynamic shared memory, AttendWarps warps.
 template <int kHeadSize, bool kBf16, typename... Profiles>
 FQ_DEVICE void AttendBlock(const AttendParams& params) {
+  constexpr int kWarps = AttendWarps(kHeadSize);
   FQ_ATTEND_SHARED(shared);
   const int lane_index = static_cast<int>(threadIdx.x & 31),
             warp = static_cast<int>(threadIdx.x / 32);
   if (!SharedStartsAt(shared, kSharedBase)) __trap();
   const LaneAddress lane{static_cast<uint32_t>(lane_index * 4),
                          static_cast<uint32_t>((lane_index & 15) * 8)};
-  AttendPiece piece = LoadPiece(params.pieces + blockIdx.x * kAttendWarps + warp);
+  AttendPiece piece = LoadPiece(params.pieces + blockIdx.x * kWarps + warp);
   const std::byte* record = params.records[blockIdx.x];
-  TableCopy<kAttendWarps * 32> tables;
+  TableCopy<kWarps * 32> tables;
   if (record != nullptr) tables.Load(record);
   PrefetchFirst(params, piece, lane_index);
   if (record != nullptr) {
@@ -165,7 +166,7 @@ FQ_DEVICE void AttendBlock(const AttendParams& params) {
   StorePartial(softmax, sums, reinterpret_cast<float4*>(shared + kLayout.Values(warp)),
                reinterpret_cast<float4*>(shared + kLayout.Stats(warp)));
   __syncthreads();
-  for (int i = static_cast<int>(threadIdx.x); i < kQuads; i += kAttendWarps * 32) {
+  for (int i = static_cast<int>(threadIdx.x); i < kQuads; i += kWarps * 32) {
     MergeQuad<kHeadSize>(params, shared, i);
   }
 }

@@ -75,6 +75,11 @@ EdgeKernels EdgesOf(int head_size, bool bf16, bool few) {
 }  // namespace
 
 absl::StatusOr<AttendWorkspace> AttendWorkspace::Create(const AttendPlan& plan, int head_size) {
+  if (plan.warps != AttendWarps(head_size)) {
+    return absl::InvalidArgumentError(absl::StrCat("the plan is for ", plan.warps,
+                                                   " warps a block; head_size ", head_size, " has ",
+                                                   AttendWarps(head_size)));
+  }
   AttendWorkspace workspace;
   workspace.blocks_ = plan.blocks;
   workspace.tasks_ = static_cast<int>(plan.tasks.size());
@@ -122,7 +127,7 @@ absl::Status LaunchAttend(const AttendKernel& kernel, const AttendWorkspace& wor
         LaunchKernel({edges.prepare, workspace.tasks(), 2 * d, 0, false}, query, stream));
   }
   if (steps & kAttendPages) {
-    FQ_RETURN_IF_ERROR(LaunchKernel({kernel.function(), workspace.blocks(), kAttendWarps * 32,
+    FQ_RETURN_IF_ERROR(LaunchKernel({kernel.function(), workspace.blocks(), AttendWarps(d) * 32,
                                      kernel.shared_bytes(), (steps & kAttendQueries) != 0},
                                     params, stream));
   }

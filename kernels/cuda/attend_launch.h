@@ -18,6 +18,7 @@ namespace fq {
 // it; not thread-safe.
 class AttendWorkspace {
  public:
+  // InvalidArgument where the plan was made for another head size, whose blocks have other warps.
   static absl::StatusOr<AttendWorkspace> Create(const AttendPlan& plan, int head_size);
 
   int blocks() const { return blocks_; }

@@ -41,7 +41,8 @@ class Planner {
     for (size_t head = 0; head < heads_.size(); ++head) MakeItems(head, &items[head]);
     const std::vector<int> blocks = ShareBlocks(items);
     for (int count : blocks) plan_.blocks += count;
-    plan_.pieces.assign(plan_.blocks * kAttendWarps, NoPiece());
+    plan_.warps = warps_;
+    plan_.pieces.assign(plan_.blocks * warps_, NoPiece());
     int first = 0;
     for (size_t head = 0; head < heads_.size(); ++head) {
       plan_.records.insert(plan_.records.end(), blocks[head], heads_[head].record);
@@ -137,7 +138,7 @@ class Planner {
 
   // Gives each warp of the blocks its share of the items, in order.
   void Cut(const std::vector<Item>& items, int first_block, int blocks) {
-    const int warps = blocks * kAttendWarps;
+    const int warps = blocks * warps_;
     const double share = CostOf(items) / warps;
     double done = 0;
     int warp = 0;
@@ -153,7 +154,7 @@ class Planner {
           continue;
         }
         count = std::min(count, left);
-        AddPiece(item, page, count, first_block * kAttendWarps + warp);
+        AddPiece(item, page, count, first_block * warps_ + warp);
         page += count;
         done += count * item.page_cost;
       }
@@ -192,9 +193,9 @@ class Planner {
       owners.push_back({of.task, of.code < kAttendFirstProfile});
       return static_cast<int>(owners.size()) - 1;
     };
-    for (int first = 0; first < plan_.blocks * kAttendWarps; first += kAttendWarps) {
+    for (int first = 0; first < plan_.blocks * warps_; first += warps_) {
       int shared = -1;
-      for (int warp = first; warp < first + kAttendWarps; ++warp) {
+      for (int warp = first; warp < first + warps_; ++warp) {
         int piece = warp;
         if (plan_.pieces[piece].page_count == 0) {  // joins with nothing: runs have no holes
           slot_of[piece] = shared;
@@ -230,6 +231,7 @@ class Planner {
   }
 
   const AttendShape shape_;
+  const int warps_ = AttendWarps(shape_.head_size);
   const absl::Span<const AttendHead> heads_;
   const absl::Span<const AttendSequence> sequences_;
   AttendPlan plan_;

@@ -39,10 +39,12 @@ struct AttendSequence {
 struct AttendShape {
   int blocks = 1;  // thread blocks, see AttendBlocks
   int queries_per_kv_head = 1;
+  int head_size = 128;
 };
 
-// What the kernels read. Pieces of warp w of block b start at pieces[b * kAttendWarps + w].
+// What the kernels read. Pieces of warp w of block b start at pieces[b * warps + w].
 struct AttendPlan {
+  int warps = 0;  // of a block
   int blocks = 0;
   int slots = 0;
   std::vector<AttendPiece> pieces;

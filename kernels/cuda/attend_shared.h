@@ -53,12 +53,11 @@ struct AttendTables {
 // values f32[warps][d / 16][32][4], stats f32[warps][8][2], slots i32[warps].
 struct PartialsLayout {
   int head_size;
+  FQ_HD constexpr int Warps() const { return AttendWarps(head_size); }
   FQ_HD constexpr int Values(int warp) const { return warp * head_size * kAttendRows * 4; }
-  FQ_HD constexpr int Stats(int warp) const {
-    return Values(kAttendWarps) + warp * kAttendRows * 8;
-  }
-  FQ_HD constexpr int Slot(int warp) const { return Stats(kAttendWarps) + warp * 4; }
-  FQ_HD constexpr int Bytes() const { return Slot(kAttendWarps); }
+  FQ_HD constexpr int Stats(int warp) const { return Values(Warps()) + warp * kAttendRows * 8; }
+  FQ_HD constexpr int Slot(int warp) const { return Stats(Warps()) + warp * 4; }
+  FQ_HD constexpr int Bytes() const { return Slot(Warps()); }
 };
 
 // Dynamic shared memory of a block, in bytes.

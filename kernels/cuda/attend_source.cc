@@ -31,7 +31,8 @@ std::string AttendSource(const AttendVariant& variant) {
   return absl::StrCat(variant.refined() ? "#define FQ_REFINED\n" : "",
                       "#define FQ_REPLICATED_TABLES ", variant.replicated_tables, "\n",
                       "#include \"kernels/cuda/attend_kernel.cuh\"\nnamespace fq {\nextern \"C\" ",
-                      "__global__ void __launch_bounds__(kAttendWarps * 32, 1) ", kAttendKernelName,
+                      "__global__ void __launch_bounds__(AttendWarps(", variant.head_size,
+                      ") * 32, 1) ", kAttendKernelName,
                       "(\n    const __grid_constant__ AttendParams params) {\n  AttendBlock<",
                       variant.head_size, ", ", variant.bf16 ? "true" : "false", profiles,
                       ">(params);\n}\n}  // namespace fq\n");

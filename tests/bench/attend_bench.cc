@@ -211,8 +211,9 @@ class Kind {
     return exact_ ? AttendRun::kExact : refined_ ? AttendRun::kRefined : AttendRun::kBase;
   }
   AttendPlan Plan(const std::vector<AttendSequence>& sequences) const {
-    return PlanAttend({settings_.blocks, settings_.query_heads / settings_.kv_heads}, layer_.heads,
-                      sequences);
+    return PlanAttend(
+        {settings_.blocks, settings_.query_heads / settings_.kv_heads, settings_.head_size},
+        layer_.heads, sequences);
   }
   // FP16 rows must be numbers: these are between -2 and 2. Any bytes are codes.
   std::unique_ptr<Caches> MakeCaches(int pages) const {

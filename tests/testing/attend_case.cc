@@ -235,7 +235,8 @@ absl::Status AttendCase::Plan() {
     FQ_RETURN_IF_CUDA_ERROR(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, 0));
     blocks = AttendBlocks(blocks);
   }
-  const AttendPlan plan = PlanAttend({blocks, options_.queries_per_kv_head}, layer.heads, planned);
+  const AttendPlan plan = PlanAttend(
+      {blocks, options_.queries_per_kv_head, options_.set->head_size()}, layer.heads, planned);
   FQ_ASSIGN_OR_RETURN(AttendWorkspace workspace,
                       AttendWorkspace::Create(plan, options_.set->head_size()));
   tasks_ = plan.tasks;

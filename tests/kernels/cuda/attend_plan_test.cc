@@ -62,7 +62,7 @@ class AttendPlanTest : public testing::TestWithParam<Case> {
 TEST_P(AttendPlanTest, EveryToken_InExactlyOnePiece) {
   const AttendPlan made = plan();
   std::map<std::pair<int, int>, int> seen;  // (task, global token) -> times
-  for (int warp = 0; warp < made.blocks * kAttendWarps; ++warp) {
+  for (int warp = 0; warp < made.blocks * made.warps; ++warp) {
     for (const AttendPiece& piece : PiecesOf(made, warp)) {
       EXPECT_LE(piece.token_end, 64 * piece.page_count);
       EXPECT_GT(piece.token_end, 64 * (piece.page_count - 1));
@@ -80,9 +80,9 @@ TEST_P(AttendPlanTest, EveryToken_InExactlyOnePiece) {
 TEST_P(AttendPlanTest, Blocks_ServeOneHead) {
   const AttendPlan made = plan();
   ASSERT_EQ(made.records.size(), static_cast<size_t>(made.blocks));
-  for (int warp = 0; warp < made.blocks * kAttendWarps; ++warp) {
+  for (int warp = 0; warp < made.blocks * made.warps; ++warp) {
     for (const AttendPiece& piece : PiecesOf(made, warp)) {
-      EXPECT_EQ(made.tasks[piece.task].record, made.records[warp / kAttendWarps]);
+      EXPECT_EQ(made.tasks[piece.task].record, made.records[warp / made.warps]);
       EXPECT_EQ(piece.offset, 1000 * (piece.code - kBaseCode));
     }
   }
@@ -94,7 +94,7 @@ TEST_P(AttendPlanTest, Slots_EachWrittenOnceAndTasksContiguous) {
   std::map<int, int> task_of, writes;
   for (int block = 0; block < made.blocks; ++block) {
     int previous = -1;
-    for (int warp = block * kAttendWarps; warp < (block + 1) * kAttendWarps; ++warp) {
+    for (int warp = block * made.warps; warp < (block + 1) * made.warps; ++warp) {
       const std::vector<AttendPiece> pieces = PiecesOf(made, warp);
       for (size_t i = 0; i + 1 < pieces.size(); ++i) ++writes[pieces[i].slot];
       for (const AttendPiece& piece : pieces) {
@@ -121,12 +121,12 @@ TEST_P(AttendPlanTest, Work_Balanced) {
   const AttendPlan made = plan();
   const std::vector<AttendHead> heads = Heads(GetParam().heads);
   std::map<const std::byte*, std::vector<double>> work;
-  for (int warp = 0; warp < made.blocks * kAttendWarps; ++warp) {
+  for (int warp = 0; warp < made.blocks * made.warps; ++warp) {
     double sum = 0;
     for (const AttendPiece& piece : PiecesOf(made, warp)) {
       sum += piece.page_count * heads[piece.code - kBaseCode].base_cost;
     }
-    work[made.records[warp / kAttendWarps]].push_back(sum);
+    work[made.records[warp / made.warps]].push_back(sum);
   }
   for (int h = 0; h < GetParam().heads; ++h) {
     const std::vector<double>& warps = work[heads[h].record];
@@ -156,12 +156,20 @@ TEST(AttendPlanRunsTest, SinkAndExactRuns_PlainSlotsBehindCodedOnes) {
   ASSERT_EQ(plan.tasks.size(), 1u);
   const AttendTaskInfo& task = plan.tasks[0];
   EXPECT_GT(task.plain_count, 0);
-  for (int warp = 0; warp < plan.blocks * kAttendWarps; ++warp) {
+  for (int warp = 0; warp < plan.blocks * plan.warps; ++warp) {
     for (const AttendPiece& piece : PiecesOf(plan, warp)) {
       const bool plain = piece.code < kAttendFirstProfile;
       EXPECT_EQ(piece.slot - task.slot_begin >= task.coded_count, plain);
     }
   }
+}
+
+TEST(AttendPlanRunsTest, HeadSize256_FewerWarpsWithMoreRegisters) {
+  const AttendPlan small = PlanAttend({4, 8, 128}, Heads(1), Sequences({4096}));
+  const AttendPlan large = PlanAttend({4, 8, 256}, Heads(1), Sequences({4096}));
+  EXPECT_EQ(small.warps, 12);
+  EXPECT_EQ(large.warps, 8);
+  EXPECT_EQ(large.pieces.size(), 4u * 8);
 }
 
 TEST(AttendPlanRunsTest, NoTokens_TaskWithoutSlots) {
