@@ -39,8 +39,17 @@ def test_merge_one_report_same_figures():
     assert merge_reports([one]) == one
 
 
+def test_merge_names_what_another_source_measured():
+    first = report(running=[entry(["a"], tokens=2048)])
+    second = report(running=[entry(["c", "b"], tokens=2048)], copy=[entry(["a"])]) | {"commit": "d"}
+    assert merge_reports([first, second])["also"] == [
+        {"commit": "d", "machine": {"processor": "p"},
+         "measured": {"running, tokens 2048": ["b", "c"], "copy": ["a"]}}]
+    assert "also" not in merge_reports([first])
+
+
 @pytest.mark.parametrize("change, message", [
-    ({"commit": "d"}, "report 1: commit is 'd', that of the first is 'c'"),
+    ({"model": "n"}, "report 1: model is 'n', that of the first is 'm'"),
     ({"codec_sets": [{"label": "set", "id": "2"}]}, "codec_sets: found"),
     ({"running": [entry(["a"], tokens=2048)]}, "running: a found in two reports"),
 ])

@@ -150,6 +150,17 @@ def test_principal_components_bits_and_error(identity_set):
         assert 0.02 < (found - row).pow(2).mean() < 0.5
 
 
+def test_principal_components_sensitive_ones_smaller_error(identity_set):
+    scale = np.linspace(1, 2, 64, dtype=np.float32)
+    heavy = np.arange(64) % 3 == 0
+    identity_set.rows["A"], identity_set.rows["Ai"] = np.diag(1 / scale), np.diag(scale)
+    identity_set.rows["weight"] = np.where(heavy, 1e4, 1.0)
+    x = gaussian(2, 2, 256, 64) / 3 * torch.from_numpy(scale)
+    found = PrincipalComponents(identity_set, torch.device("cpu"))(0, *x)[0]
+    error = ((found - x[0]) / torch.from_numpy(scale)).pow(2).mean((0, 1))
+    assert error[heavy].mean() < 0.1 * error[~heavy].mean()
+
+
 def test_balanced_transform_equal_weights_is_hadamard_lloyd_max(identity_set):
     rival = BalancedTransform(identity_set, 2, torch.device("cpu"))
     x = gaussian(2, 2, 64, 64)

@@ -72,16 +72,19 @@ def code_classes(u: Tensor, classes: np.ndarray) -> Tensor:
 
 
 class PrincipalComponents:
-    """Plain PCA per (layer, head, K|V) with our allocation: variance times the head's mean Fisher
-    weight decides the classes; the metric of the transform is not the loss. Same bits as compact.
+    """Plain PCA per (layer, head, K|V) with our allocation: a component's variance times its own
+    Fisher weight decides its class; the metric of the transform is not the loss. Bits of compact.
     """
 
     def __init__(self, codec_set: CodecSet, device: torch.device) -> None:
         found = statistics_of(codec_set)
         variance, basis = torch.linalg.eigh(found.covariance)
-        variance, basis = variance.flip(-1).clamp_min(1e-12), basis.flip(-1)
-        level = found.fisher.diagonal(dim1=-2, dim2=-1).mean(-1)
-        energy = (variance * level[..., None]).unflatten(-1, (-1, GROUP)).sum(-1)
+        variance = variance.clamp_min(1e-12)
+        weight = variance * (basis * (found.fisher @ basis)).sum(-2)
+        order = weight.argsort(-1, descending=True)
+        variance, weight = variance.gather(-1, order), weight.gather(-1, order)
+        basis = basis.gather(-1, order[..., None, :].expand_as(basis))
+        energy = weight.unflatten(-1, (-1, GROUP)).sum(-1)
         flat = energy.reshape(-1, energy.shape[-1]).numpy()
         classes = allocate_classes(flat, codec_set.bits_per_value(False))
         self._classes = classes.reshape(energy.shape)

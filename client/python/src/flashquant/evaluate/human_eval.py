@@ -83,7 +83,10 @@ class HumanEval:
         shots, self._problems = self._split(everything, problems)
         whole = len(shots) // PAGE_TOKENS * PAGE_TOKENS
         self._prefix = shots[:whole]
-        self._prompts = [torch.cat([shots[whole:], self._ids(p.prompt)]) for p in self._problems]
+        # Without the last line break: tokenizers join it with the spaces behind it, so a model that
+        # sees it alone takes the function for finished.
+        self._prompts = [torch.cat([shots[whole:], self._ids(p.prompt.rstrip())])
+                         for p in self._problems]
         self._raw = self._answers(self._generator.prefix_cache(self._prefix))
         self.raw_pass_percent = self._passed(self._raw)
 

@@ -1,6 +1,7 @@
-"""Several reports of `flashquant eval` as one, where processes shared a comparison among them."""
+"""Several reports of `flashquant eval` as one, where processes or machines shared a comparison."""
 
-SAME = ("commit", "machine", "model", "documents")
+SAME = ("model", "documents")
+SOURCE = ("commit", "machine")
 PARTS = ("running", "prefix", "copy", "recall", "greedy", "human_eval")
 # Fields of an entry that say what was measured; all others are figures.
 IDENTITY = ("tokens", "prefix", "new_tokens", "windows", "keys", "seeds", "problems")
@@ -8,8 +9,9 @@ IDENTITY = ("tokens", "prefix", "new_tokens", "windows", "keys", "seeds", "probl
 
 def merge_reports(reports: list[dict]) -> dict:
     """One report with what all of `reports` measured, first come first; ValueError if they are not
-    of the same things, or if two have figures of one codec in one place."""
-    merged = {field: reports[0][field] for field in SAME}
+    of the same things, or if two have figures of one codec in one place. What another commit or
+    machine than the first report's measured is named under `also`."""
+    merged = {field: reports[0][field] for field in (*SOURCE, *SAME)}
     for number, report in enumerate(reports):
         for field in SAME:
             if report[field] != merged[field]:
@@ -23,8 +25,22 @@ def merge_reports(reports: list[dict]) -> dict:
                 _add(entries, entry, part)
         if entries:
             merged[part] = entries
+    also = [_measured(report) for report in reports
+            if any(report[field] != merged[field] for field in SOURCE)]
+    if also:
+        merged["also"] = also
     merged["seconds"] = round(sum(report["seconds"] for report in reports), 1)
     return merged
+
+
+def _measured(report: dict) -> dict:
+    """Source of `report`, and which codecs it has in which part."""
+    parts = {}
+    for part in PARTS:
+        for entry in report.get(part, []):
+            what = [f"{field} {entry[field]}" for field in IDENTITY if field in entry]
+            parts[", ".join([part, *what])] = sorted({score["name"] for score in entry["codecs"]})
+    return {**{field: report[field] for field in SOURCE}, "measured": parts}
 
 
 def _longest(lists: list[list[dict]]) -> list[dict]:
