@@ -49,6 +49,12 @@ struct RawSide {
   FQ_HD static constexpr bool HasStep(int step) {
     return (Codes::At(2 * step) | Codes::At(2 * step + 1)) != 0;
   }
+  FQ_HD static constexpr int FirstStep() {  // -1: there is none
+    for (int step = 0; step < kGroups / 2; ++step) {
+      if (HasStep(step)) return step;
+    }
+    return -1;
+  }
   // A registers of MMA step kStep for every tile.
   template <int kStep>
   FQ_DEVICE void Decode(const LaneAddress& lane, uint32_t (&a)[kTiles][4]) const {
@@ -66,14 +72,46 @@ template <int kHeadSize>
 struct QueryRegisters {
   uint32_t b[kHeadSize / 16][2];
   FQ_DEVICE void Load(const std::byte* rows, int lane) {
-    const std::byte* row = rows + (lane >> 2) * kHeadSize * 2 + (lane & 3) * 4;
 #pragma unroll
-    for (int step = 0; step < kHeadSize / 16; ++step) {
-      b[step][0] = LoadNow(row + 32 * step);
-      b[step][1] = LoadNow(row + 32 * step + 16);
+    for (int pair = 0; pair < kHeadSize / 32; ++pair) {
+      const uint4 words = LoadNow4(rows + 512 * pair + 16 * lane);
+      b[2 * pair][0] = words.x;
+      b[2 * pair][1] = words.y;
+      b[2 * pair + 1][0] = words.z;
+      b[2 * pair + 1][1] = words.w;
     }
   }
 };
+
+// The query rows of a piece's task.
+template <int kHeadSize>
+FQ_DEVICE const std::byte* QueriesOf(const AttendParams& params, const AttendPiece& piece) {
+  constexpr AttendQueryLayout kLayout{kHeadSize};
+  return Advance<kLayout.Bytes()>(params.queries, static_cast<uint32_t>(piece.task));
+}
+
+// What to add to scores of rows 2t and 2t + 1.
+template <int kHeadSize>
+FQ_DEVICE float2 LoadBias(const std::byte* queries, int parts) {
+  constexpr AttendQueryLayout kLayout{kHeadSize};
+  const int lane = static_cast<int>(threadIdx.x & 31);
+  const float2* shares = reinterpret_cast<const float2*>(queries + kLayout.Bias(parts)) + lane;
+  float2 sum = make_float2(0.0f, 0.0f);
+#pragma unroll
+  for (int at = 0; at < kHeadSize / 16 * 4; at += 32) {
+    if (at + lane < kHeadSize / 16 * 4) {
+      const float2 share = shares[at];
+      sum.x += share.x;
+      sum.y += share.y;
+    }
+  }
+#pragma unroll
+  for (int step = 4; step < 32; step <<= 1) {
+    sum.x += __shfl_xor_sync(~0u, sum.x, step);
+    sum.y += __shfl_xor_sync(~0u, sum.y, step);
+  }
+  return sum;
+}
 
 // Sums of weight * value: [d / 16] tiles of 16 channels x 8 rows.
 template <int kHeadSize>
@@ -85,13 +123,6 @@ struct Sums {
     for (int i = 0; i < kHeadSize / 16; ++i) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) tile[i][e] = clear ? 0.0f : tile[i][e] * (e & 1 ? c1 : c0);
-    }
-  }
-  FQ_DEVICE void Add(const Sums& other) {
-#pragma unroll
-    for (int i = 0; i < kHeadSize / 16; ++i) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) tile[i][e] += other.tile[i][e];
     }
   }
 };
@@ -113,31 +144,40 @@ FQ_DEVICE void ApplyUnits(const std::byte* record, int part, Sums<kHeadSize>& su
   }
 }
 
+FQ_DEVICE void FillScores(float2 start, float (&scores)[kTiles][4]) {
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+    scores[j][0] = scores[j][2] = start.x;
+    scores[j][1] = scores[j][3] = start.y;
+  }
+}
+
+// scores = start (kFirst), or themselves, + an MMA step of every tile.
+template <bool kFirst>
+FQ_DEVICE void MultiplyTiles(const uint32_t (&a)[kTiles][4], uint32_t b0, uint32_t b1, float2 start,
+                             float (&scores)[kTiles][4]) {
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+    if constexpr (kFirst) {
+      MultiplyFrom(scores[j], start.x, start.y, a[j], b0, b1);
+    } else {
+      Multiply<false>(scores[j], a[j], b0, b1);
+    }
+  }
+}
+
 // Scores of the 64 tokens of a page.
 template <typename Side, int kHeadSize>
 FQ_DEVICE void ScorePage(const Side& keys, const QueryRegisters<kHeadSize>& q,
-                         const LaneAddress& lane, float (&scores)[kTiles][4], float start0,
-                         float start1) {
-  if constexpr (!Side::HasStep(0)) {
-#pragma unroll
-    for (int j = 0; j < kTiles; ++j) {
-      scores[j][0] = scores[j][2] = start0;
-      scores[j][1] = scores[j][3] = start1;
-    }
-  }
+                         const LaneAddress& lane, float2 start, float (&scores)[kTiles][4]) {
+  constexpr int kFirst = Side::FirstStep();
+  if constexpr (kFirst < 0) FillScores(start, scores);
   StaticFor<0, kHeadSize / 16>([&](auto step) {
     constexpr int s = decltype(step)::value;
     if constexpr (Side::HasStep(s)) {
       uint32_t a[kTiles][4];
       keys.template Decode<s>(lane, a);
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
-        if constexpr (s == 0) {
-          MultiplyFrom(scores[j], start0, start1, a[j], q.b[s][0], q.b[s][1]);
-        } else {
-          Multiply<false>(scores[j], a[j], q.b[s][0], q.b[s][1]);
-        }
-      }
+      MultiplyTiles<s == kFirst>(a, q.b[s][0], q.b[s][1], start, scores);
     }
   });
 }
@@ -188,15 +228,16 @@ FQ_DEVICE void PackKeyWeights(const float (&weights)[kTiles][4], int tile, uint3
 
 // The pages of a piece without refinements. Profile::K and ::V are Classes. Codes go from L2 to
 // registers half a page ahead of their use: V while the scores are made, the K of the next page
-// while the values are added up. The page after that is on its way into L2.
+// while the values are added up.
 template <typename Profile, int kHeadSize>
-FQ_DEVICE void AttendBase(const AttendParams& params, const AttendPiece& piece,
-                          const std::byte* queries, const LaneAddress& lane, Softmax& softmax,
+FQ_DEVICE void AttendBase(const AttendParams& params, const AttendPiece& piece, Softmax& softmax,
                           Sums<kHeadSize>& sums) {
+  const LaneAddress lane = AddressOfLane();
+  const std::byte* queries = QueriesOf<kHeadSize>(params, piece);
   const int lane_index = static_cast<int>(threadIdx.x & 31);
   using K = typename Profile::K;
   using V = typename Profile::V;
-  constexpr int kGroups = kHeadSize / 8, kBytes = K::Offset(kGroups) + V::Offset(kGroups);
+  constexpr int kGroups = kHeadSize / 8;
   constexpr AttendQueryLayout kLayout{kHeadSize};
   RawSide<K, 0, false, kHeadSize, 0> keys;
   RawSide<V, 1, false, kHeadSize, K::Offset(kGroups)> values;
@@ -204,20 +245,18 @@ FQ_DEVICE void AttendBase(const AttendParams& params, const AttendPiece& piece,
   const std::byte* origin = params.pool + piece.offset;
   const int last = piece.page_count - 1;
   const std::byte* page = PageAt(origin, PageEntry(table, 0));
-  uint32_t next = PageEntry(table, min(1, last)), after = PageEntry(table, min(2, last));
+  uint32_t next = PageEntry(table, min(1, last));
   keys.LoadAll(page, lane_index, true);
   QueryRegisters<kHeadSize> q;
   q.Load(queries + kLayout.Coded(0), lane_index);
-  const float2 bias =
-      *reinterpret_cast<const float2*>(queries + kLayout.Bias(1) + 8 * (lane_index & 3));
+  softmax.Shift(LoadBias<kHeadSize>(queries, 1), -1.0f);
   const int masked_first = piece.token_begin > 0 ? 0 : -1;
   const int masked_last = piece.token_end < 64 * (last + 1) ? last : -1;
 #pragma unroll 1
   for (int i = 0; i <= last; ++i) {
     values.LoadAll(page, LaneAfter(lane_index, keys.words[0], params.zero), true);
-    if (i + 2 <= last) PrefetchToL2ByWarp<kBytes>(PageAt(origin, after), lane_index);
     float scores[kTiles][4];
-    ScorePage(keys, q, lane, scores, softmax.start0(bias.x), softmax.start1(bias.y));
+    ScorePage(keys, q, lane, softmax.Start(), scores);
     if (i == masked_first || i == masked_last) {
       MaskKeys(scores, piece.token_begin - 64 * i, piece.token_end - 64 * i);
     }
@@ -227,10 +266,10 @@ FQ_DEVICE void AttendBase(const AttendParams& params, const AttendPiece& piece,
     for (int j = 0; j < kTiles; ++j) PackKeyWeights(scores, j, weights[j]);
     page = PageAt(origin, next);
     keys.LoadAll(page, LaneAfter(lane_index, values.words[0], params.zero), i < last);
-    next = after;
-    after = PageEntry(table, min(i + 3, last));
+    next = PageEntry(table, min(i + 2, last));
     AddValues(values, weights, lane, sums);
   }
+  softmax.Shift(LoadBias<kHeadSize>(QueriesOf<kHeadSize>(params, piece), 1), 1.0f);
   ApplyUnits(params.records[blockIdx.x], 0, sums);
 }
 

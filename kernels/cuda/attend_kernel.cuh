@@ -11,16 +11,14 @@ namespace fq {
 
 // Runs the profile that `piece.code` names.
 template <int kHeadSize, int kCode>
-FQ_DEVICE void AttendCoded(const AttendParams&, const AttendPiece&, const std::byte*,
-                           const LaneAddress&, Softmax&, Sums<kHeadSize>&) {}
+FQ_DEVICE void AttendCoded(const AttendParams&, const AttendPiece&, Softmax&, Sums<kHeadSize>&) {}
 template <int kHeadSize, int kCode, typename Profile, typename... Others>
-FQ_DEVICE void AttendCoded(const AttendParams& params, const AttendPiece& piece,
-                           const std::byte* queries, const LaneAddress& lane, Softmax& softmax,
+FQ_DEVICE void AttendCoded(const AttendParams& params, const AttendPiece& piece, Softmax& softmax,
                            Sums<kHeadSize>& sums) {
   if (piece.code == kCode) {
-    Profile::template Attend<kHeadSize>(params, piece, queries, lane, softmax, sums);
+    Profile::template Attend<kHeadSize>(params, piece, softmax, sums);
   } else {
-    AttendCoded<kHeadSize, kCode + 1, Others...>(params, piece, queries, lane, softmax, sums);
+    AttendCoded<kHeadSize, kCode + 1, Others...>(params, piece, softmax, sums);
   }
 }
 
@@ -111,16 +109,13 @@ FQ_DEVICE void PrefetchOutput(const std::byte* record) {
 // One piece from its query to its partial sums.
 template <int kHeadSize, bool kBf16, typename... Profiles>
 FQ_DEVICE void AttendOnePiece(const AttendParams& params, const AttendPiece& piece,
-                              const LaneAddress& lane, Softmax& softmax, Sums<kHeadSize>& sums) {
-  constexpr AttendQueryLayout kLayout{kHeadSize};
-  const std::byte* queries = params.queries + static_cast<size_t>(piece.task) * kLayout.Bytes();
+                              Softmax& softmax, Sums<kHeadSize>& sums) {
   if (piece.code == kAttendExact) {
-    AttendExact<kHeadSize, kBf16>(params, piece, queries, softmax, sums);
+    AttendExact<kHeadSize, kBf16>(params, piece, softmax, sums);
   } else if (piece.code == kAttendSink) {
-    AttendSink<kHeadSize, kBf16>(params, piece, queries, softmax, sums);
+    AttendSink<kHeadSize, kBf16>(params, piece, softmax, sums);
   } else {
-    AttendCoded<kHeadSize, kAttendFirstProfile, Profiles...>(params, piece, queries, lane, softmax,
-                                                             sums);
+    AttendCoded<kHeadSize, kAttendFirstProfile, Profiles...>(params, piece, softmax, sums);
   }
 }
 
@@ -132,9 +127,8 @@ FQ_DEVICE void AttendBlock(const AttendParams& params) {
   const int lane_index = static_cast<int>(threadIdx.x & 31),
             warp = static_cast<int>(threadIdx.x / 32);
   if (!SharedStartsAt(shared, kSharedBase)) __trap();
-  const LaneAddress lane{static_cast<uint32_t>(lane_index * 4),
-                         static_cast<uint32_t>((lane_index & 15) * 8)};
-  AttendPiece piece = LoadPiece(params.pieces + blockIdx.x * kWarps + warp);
+  int at = static_cast<int>(blockIdx.x) * kWarps + warp;
+  AttendPiece piece = LoadPiece(params.pieces + at);
   const std::byte* record = params.records[blockIdx.x];
   TableCopy<kWarps * 32> tables;
   if (record != nullptr) tables.Load(record);
@@ -142,6 +136,7 @@ FQ_DEVICE void AttendBlock(const AttendParams& params) {
   if (record != nullptr) {
     PrefetchOutput<kHeadSize>(record);
     tables.Store(shared);
+    if constexpr (kRefinedTables) StoreRatios<kHeadSize>(record, shared);
   }
   __syncthreads();
   LetNextStart();
@@ -150,13 +145,15 @@ FQ_DEVICE void AttendBlock(const AttendParams& params) {
   Sums<kHeadSize> sums;
   constexpr int kQuads = kHeadSize * 2;
   while (piece.page_count > 0) {
-    AttendOnePiece<kHeadSize, kBf16, Profiles...>(params, piece, lane, softmax, sums);
-    if (piece.next < 0) break;
+    AttendOnePiece<kHeadSize, kBf16, Profiles...>(params, piece, softmax, sums);
+    piece.slot = static_cast<int>(LoadNow(&params.pieces[at].slot));  // read again, not kept
+    at = static_cast<int>(LoadNow(&params.pieces[at].next));
+    if (at < 0) break;
     StorePartial(
         softmax, sums,
         reinterpret_cast<float4*>(params.values) + static_cast<size_t>(piece.slot) * kQuads,
         reinterpret_cast<float4*>(params.stats) + piece.slot * 4);
-    piece = LoadPiece(params.pieces + piece.next);
+    piece = LoadPiece(params.pieces + at);
     softmax = Softmax();
     sums = Sums<kHeadSize>();
   }
@@ -178,9 +175,8 @@ struct BaseProfile {
   using V = VClasses;
   template <int kHeadSize>
   FQ_DEVICE static void Attend(const AttendParams& params, const AttendPiece& piece,
-                               const std::byte* queries, const LaneAddress& lane, Softmax& softmax,
-                               Sums<kHeadSize>& sums) {
-    AttendBase<BaseProfile, kHeadSize>(params, piece, queries, lane, softmax, sums);
+                               Softmax& softmax, Sums<kHeadSize>& sums) {
+    AttendBase<BaseProfile, kHeadSize>(params, piece, softmax, sums);
   }
 };
 
@@ -193,9 +189,8 @@ struct RefinedProfile {
   using RefinedV = VRefinement;
   template <int kHeadSize>
   FQ_DEVICE static void Attend(const AttendParams& params, const AttendPiece& piece,
-                               const std::byte* queries, const LaneAddress& lane, Softmax& softmax,
-                               Sums<kHeadSize>& sums) {
-    AttendRefined<RefinedProfile, kHeadSize>(params, piece, queries, lane, softmax, sums);
+                               Softmax& softmax, Sums<kHeadSize>& sums) {
+    AttendRefined<RefinedProfile, kHeadSize>(params, piece, softmax, sums);
   }
 };
 

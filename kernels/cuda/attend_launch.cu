@@ -121,10 +121,11 @@ absl::Status LaunchAttend(const AttendKernel& kernel, const AttendWorkspace& wor
   params.pages = inputs.pages;
   params.refinements = inputs.refinements;
   if (steps & kAttendQueries) {
-    const QueryParams query = {workspace.task_infos(), inputs.q,
+    const QueryParams query = {workspace.task_infos(), workspace.tasks(), inputs.q,
                                const_cast<std::byte*>(params.queries), inputs.scale * kLog2E};
+    const int blocks = (workspace.tasks() + QueryTasks(d) - 1) / QueryTasks(d);
     FQ_RETURN_IF_ERROR(
-        LaunchKernel({edges.prepare, workspace.tasks(), 2 * d, 0, false}, query, stream));
+        LaunchKernel({edges.prepare, blocks, kQueryThreads, 0, true}, query, stream));
   }
   if (steps & kAttendPages) {
     FQ_RETURN_IF_ERROR(LaunchKernel({kernel.function(), workspace.blocks(), AttendWarps(d) * 32,

@@ -45,7 +45,9 @@ struct AttendInputs {
 // Steps of a call. The first can be left to a kernel of the engine that runs anyway.
 enum AttendSteps { kAttendQueries = 1, kAttendPages = 2, kAttendMerge = 4, kAttendAllSteps = 7 };
 
-// Enqueues the kernels; does not wait. Same inputs and plan give the same bits.
+// Enqueues the kernels; does not wait. Same inputs and plan give the same bits. While the kernel
+// enqueued before still runs, the first one here may read the plan and the codec set's records,
+// but nothing else: that kernel may write q, pages and page tables.
 absl::Status LaunchAttend(const AttendKernel& kernel, const AttendWorkspace& workspace,
                           const AttendInputs& inputs, cudaStream_t stream,
                           int steps = kAttendAllSteps);

@@ -44,16 +44,21 @@ static_assert(sizeof(AttendPiece) == 48, "read as three 16-byte words");
 struct AttendQueryLayout {
   int head_size;
   FQ_HD constexpr int Rows() const { return kAttendRows * head_size * 2; }
-  // Within such rows.
+  // Within such rows: the B fragments of two MMA steps (16 components each) are four words of a
+  // lane, so that a warp reads them as 512 bytes in a row.
   FQ_HD constexpr int Element(int row, int component) const {
-    return 2 * (row * head_size + component);
+    const int lane = row * 4 + component % 8 / 2;
+    const int word = component / 32 * 128 + lane * 4 + component / 8 % 4;
+    return 4 * word + 2 * (component % 2);
   }
   // FP16 [8][d], coded domain, times scale * log2(e): for base, and for refinement (times sd).
   FQ_HD constexpr int Coded(int part) const { return part * Rows(); }
   // Element type [8][d]: the rows themselves, times scale * log2(e).
   FQ_HD constexpr int Plain() const { return 2 * Rows(); }
-  // f32[8], what to add to a score: of base pages alone, of base and refinement.
-  FQ_HD constexpr int Bias(int parts) const { return 3 * Rows() + (parts - 1) * kAttendRows * 4; }
+  // f32[d / 16][8], what to add to a score, in shares: of base pages alone, of base and refinement.
+  FQ_HD constexpr int Bias(int parts) const {
+    return 3 * Rows() + (parts - 1) * head_size / 16 * kAttendRows * 4;
+  }
   FQ_HD constexpr int Bytes() const { return Bias(3); }
 };
 

@@ -56,10 +56,10 @@ FQ_DEVICE void AttendTile(const Tile& tile, const Query& q, int begin, int end, 
     Multiply<Tile::kBf16>(scores[0], a, q.b[s][0], q.b[s][1]);
   }
   const float low = tile.KeyScale(g), high = tile.KeyScale(g + 8);
+  const float2 start = softmax.Start();
 #pragma unroll
   for (int e = 0; e < 4; ++e) {
-    const float start = e & 1 ? softmax.start1(0.0f) : softmax.start0(0.0f);
-    scores[0][e] = scores[0][e] * (e >> 1 ? high : low) + start;
+    scores[0][e] = scores[0][e] * (e >> 1 ? high : low) + (e & 1 ? start.y : start.x);
   }
   MaskTokens(scores, 0, begin, end);
   softmax.Weigh(scores, [&](float c0, float c1) { sums.Scale(c0, c1); });
@@ -79,12 +79,12 @@ FQ_DEVICE void AttendTile(const Tile& tile, const Query& q, int begin, int end, 
 
 // The pages of an exact piece.
 template <int kHeadSize, bool kBf16>
-FQ_DEVICE void AttendExact(const AttendParams& params, const AttendPiece& piece,
-                           const std::byte* queries, Softmax& softmax, Sums<kHeadSize>& sums) {
+FQ_DEVICE void AttendExact(const AttendParams& params, const AttendPiece& piece, Softmax& softmax,
+                           Sums<kHeadSize>& sums) {
   constexpr AttendQueryLayout kLayout{kHeadSize};
   constexpr int kTileBytes = 16 * kHeadSize * 2;
   QueryRegisters<kHeadSize> q;
-  q.Load(queries + kLayout.Plain(), static_cast<int>(threadIdx.x & 31));
+  q.Load(QueriesOf<kHeadSize>(params, piece) + kLayout.Plain(), static_cast<int>(threadIdx.x & 31));
 #pragma unroll 1
   for (int first = piece.token_begin / 16 * 16; first < piece.token_end; first += 16) {
     const std::byte* page =
@@ -98,11 +98,11 @@ FQ_DEVICE void AttendExact(const AttendParams& params, const AttendPiece& piece,
 
 // The sink record of a page. Its rows are FP16 integers, so BF16 queries become FP16 first.
 template <int kHeadSize, bool kBf16>
-FQ_DEVICE void AttendSink(const AttendParams& params, const AttendPiece& piece,
-                          const std::byte* queries, Softmax& softmax, Sums<kHeadSize>& sums) {
+FQ_DEVICE void AttendSink(const AttendParams& params, const AttendPiece& piece, Softmax& softmax,
+                          Sums<kHeadSize>& sums) {
   constexpr AttendQueryLayout kLayout{kHeadSize};
   QueryRegisters<kHeadSize> q;
-  q.Load(queries + kLayout.Plain(), static_cast<int>(threadIdx.x & 31));
+  q.Load(QueriesOf<kHeadSize>(params, piece) + kLayout.Plain(), static_cast<int>(threadIdx.x & 31));
   if constexpr (kBf16) {
 #pragma unroll
     for (int s = 0; s < kHeadSize / 16; ++s) {

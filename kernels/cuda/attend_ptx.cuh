@@ -37,6 +37,13 @@ FQ_DEVICE uint32_t Permute(uint32_t a, uint32_t b, uint32_t selector) {
   return result;
 }
 
+// Sum of the products of the bytes of a and b.
+FQ_DEVICE uint32_t DotBytes(uint32_t a, uint32_t b) {
+  uint32_t result;
+  asm("dp4a.u32.u32 %0, %1, %2, 0;" : "=r"(result) : "r"(a), "r"(b));
+  return result;
+}
+
 // 2^x, flushing denormals: about 2 ulp.
 FQ_DEVICE float Exp2(float x) {
   float result;
@@ -174,31 +181,19 @@ FQ_DEVICE void PrefetchToL2(const std::byte* address, int bytes) {
 #endif
 }
 
-// The same, where all lanes have the address and share the work.
-template <int kBytes>
-FQ_DEVICE void PrefetchToL2ByWarp(const std::byte* address, int lane) {
-#if __CUDA_ARCH__ >= 900
-  const uint64_t value = reinterpret_cast<uint64_t>(address);
-  const uint32_t low = __reduce_or_sync(~0u, static_cast<uint32_t>(value));
-  const uint32_t high = __reduce_or_sync(~0u, static_cast<uint32_t>(value >> 32));
-  asm volatile(
-      "{.reg .pred p; elect.sync _|p, 0xffffffff;\n"
-      "@p cp.async.bulk.prefetch.L2.global [%0], %1;}" ::"l"(static_cast<uint64_t>(high) << 32 |
-                                                             low),
-      "n"(kBytes));
-#else
-#pragma unroll
-  for (int at = 0; at < kBytes; at += 32 * 128) {
-    if (at + 128 * lane < kBytes) PrefetchToL2(address + at + 128 * lane, 16);
-  }
-#endif
-}
-
 // A load that stays where it is written.
 FQ_DEVICE uint32_t LoadNow(const void* address) {
   uint32_t word;
   asm volatile("ld.global.b32 %0, [%1];" : "=r"(word) : "l"(address));
   return word;
+}
+
+FQ_DEVICE uint4 LoadNow4(const void* address) {
+  uint4 words;
+  asm volatile("ld.global.v4.b32 {%0,%1,%2,%3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(address));
+  return words;
 }
 
 // Programmatic dependent launch: waits until the kernels before this one have finished; lets the

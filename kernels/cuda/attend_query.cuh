@@ -8,65 +8,51 @@
 namespace fq {
 
 struct QueryParams {
-  const AttendTaskInfo* tasks;  // [blocks of the grid]
-  const void* q;                // [rows][d], FP16 or BF16
-  std::byte* queries;           // [tasks] AttendQueryLayout
-  float scale;                  // softmax scale * log2(e)
+  const AttendTaskInfo* tasks;
+  int task_count;
+  const void* q;       // [rows][d], FP16 or BF16
+  std::byte* queries;  // [tasks] AttendQueryLayout
+  float scale;         // softmax scale * log2(e)
 };
 
-// One warp of a task: 16 components of its 8 rows.
+// One warp's share of a task: components 16 share .. 16 share + 15 of its 8 rows.
 template <int kHeadSize, bool kBf16>
-class QueryWarp {
+class QueryShare {
  public:
-  FQ_DEVICE QueryWarp(const QueryParams& params)
-      : params_(params),
-        task_(params.tasks[blockIdx.x]),
-        to_(params.queries + static_cast<size_t>(blockIdx.x) * Layout().Bytes()) {}
+  FQ_DEVICE QueryShare(const AttendTaskInfo& task, int share, float scale, std::byte* to)
+      : task_(task), share_(share), scale_(scale), to_(to) {}
 
-  FQ_DEVICE void LoadRows() {
+  FQ_DEVICE void LoadMatrix() {
+    if (task_.record == nullptr) return;
+    const uint4* fragments =
+        reinterpret_cast<const uint4*>(task_.record + Tables().QueryFragments()) +
+        share_ * kSteps * 32 + (threadIdx.x & 31);
+#pragma unroll
+    for (int s = 0; s < kSteps; ++s) matrix_[s] = fragments[32 * s];
+  }
+
+  FQ_DEVICE void Prepare(const void* rows) {
     const int row = task_.rows[g_];
-    const uint32_t* q = static_cast<const uint32_t*>(params_.q) +
+    const uint32_t* q = static_cast<const uint32_t*>(rows) +
                         static_cast<int64_t>(max(row, 0)) * (kHeadSize / 2) + t_;
+    uint32_t b[kSteps][2], own[2];
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
 #pragma unroll
-      for (int i = 0; i < 2; ++i) q_[s][i] = row < 0 ? 0u : q[8 * s + 4 * i];
+      for (int i = 0; i < 2; ++i) b[s][i] = row < 0 ? 0u : q[8 * s + 4 * i];
     }
 #pragma unroll
-    for (int i = 0; i < 2; ++i) own_[i] = row < 0 ? 0u : q[8 * warp_ + 4 * i];
-  }
-
-  // The rows as they are, scaled, and this warp's share of q * mu: bias[row].
-  FQ_DEVICE void StorePlain(float* bias) {
-    const float* mu = task_.record == nullptr ? nullptr : Vector(Tables().Mu(0)) + 16 * warp_;
-    uint32_t* to =
-        reinterpret_cast<uint32_t*>(to_ + Layout().Plain()) + g_ * (kHeadSize / 2) + 8 * warp_ + t_;
-    float dot = 0.0f;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float2 pair = Unpack(own_[i]);
-      to[4 * i] = PackPair<kBf16>(pair.x * params_.scale, pair.y * params_.scale);
-      const int c = 8 * i + 2 * t_;
-      if (mu != nullptr) dot += (pair.x * mu[c] + pair.y * mu[c + 1]) * params_.scale;
-    }
-    dot += __shfl_xor_sync(~0u, dot, 1);
-    dot += __shfl_xor_sync(~0u, dot, 2);
-    if (t_ == 0) bias[g_] = dot;
-  }
-
-  // The rows in the coded domain, and this warp's share of what class 8 adds to a score:
-  // bias[part][row].
-  FQ_DEVICE void StoreCoded(float (*bias)[kAttendRows]) {
+    for (int i = 0; i < 2; ++i) own[i] = row < 0 ? 0u : q[8 * share_ + 4 * i];
+    StorePlain(own);
+    if (task_.record == nullptr) return;
     float c[4] = {};
-    const uint4* matrix = reinterpret_cast<const uint4*>(task_.record + Tables().QueryFragments()) +
-                          warp_ * kSteps * 32 + (threadIdx.x & 31);
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
-      const uint4 m = matrix[32 * s];
-      const uint32_t a[4] = {m.x, m.y, m.z, m.w};
-      Multiply<false>(c, a, Half(q_[s][0]), Half(q_[s][1]));
+      const uint32_t a[4] = {matrix_[s].x, matrix_[s].y, matrix_[s].z, matrix_[s].w};
+      Multiply<false>(c, a, Half(b[s][0]), Half(b[s][1]));
     }
-    for (int part = 0; part <= task_.refined; ++part) StorePart(part, c, bias[part]);
+    float2 bias = MeanBias(own);
+    for (int part = 0; part <= task_.refined; ++part) StorePart(part, c, bias);
   }
 
  private:
@@ -75,7 +61,7 @@ class QueryWarp {
   FQ_DEVICE static constexpr TablesLayout Tables() { return {kHeadSize}; }
 
   FQ_DEVICE const float* Vector(int offset) const {
-    return reinterpret_cast<const float*>(task_.record + offset);
+    return reinterpret_cast<const float*>(task_.record + offset) + 16 * share_;
   }
   FQ_DEVICE static float2 Unpack(uint32_t pair) {
     if constexpr (kBf16) {
@@ -89,20 +75,48 @@ class QueryWarp {
     const float2 values = Unpack(pair);
     return PackPair<false>(values.x, values.y);
   }
+  // Where this lane's two words of rows at `offset` lie.
+  FQ_DEVICE uint32_t* Fragment(int offset) const {
+    return reinterpret_cast<uint32_t*>(to_ + offset) + share_ / 2 * 128 + (threadIdx.x & 31) * 4 +
+           share_ % 2 * 2;
+  }
+
+  // The rows as they are, scaled.
+  FQ_DEVICE void StorePlain(const uint32_t (&own)[2]) {
+    uint32_t* to = Fragment(Layout().Plain());
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float2 pair = Unpack(own[i]);
+      to[i] = PackPair<kBf16>(pair.x * scale_, pair.y * scale_);
+    }
+  }
+
+  // This warp's share of q * mu, of rows 2t and 2t + 1.
+  FQ_DEVICE float2 MeanBias(const uint32_t (&own)[2]) {
+    const float* mu = Vector(Tables().Mu(0)) + 2 * t_;
+    float dot = 0.0f;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const float2 pair = Unpack(own[i]);
+      dot += (pair.x * mu[8 * i] + pair.y * mu[8 * i + 1]) * scale_;
+    }
+    dot += __shfl_xor_sync(~0u, dot, 1);
+    dot += __shfl_xor_sync(~0u, dot, 2);  // of row g
+    return make_float2(__shfl_sync(~0u, dot, 8 * t_), __shfl_sync(~0u, dot, 8 * t_ + 4));
+  }
 
   // `c` has rows 2t, 2t + 1 of components g, g + 8; transposed, a lane has two neighbouring
-  // components of row g.
-  FQ_DEVICE void StorePart(int part, const float (&c)[4], float* bias) {
-    const float* unit = Vector(Tables().Unit(0, part)) + 16 * warp_ + g_;
-    const float* is_class8 = Vector(Tables().IsClass8(part)) + 16 * warp_ + g_;
-    uint32_t* to = reinterpret_cast<uint32_t*>(to_ + Layout().Coded(part)) + g_ * (kHeadSize / 2) +
-                   8 * warp_ + t_;
+  // components of row g. Class 8 adds 1152 to each code of a score: `bias` takes that away.
+  FQ_DEVICE void StorePart(int part, const float (&c)[4], float2& bias) {
+    const float* unit = Vector(Tables().Unit(0, part)) + g_;
+    const float* is_class8 = Vector(Tables().IsClass8(part)) + g_;
+    uint32_t* to = Fragment(Layout().Coded(part));
     float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float factor = params_.scale * unit[8 * i];
+      const float factor = scale_ * unit[8 * i];
       const uint32_t pair = PackPair<false>(c[2 * i] * factor, c[2 * i + 1] * factor);
-      to[4 * i] = Transpose(pair);
+      to[i] = Transpose(pair);
       const float2 rounded = UnpackHalves(pair);
       sum.x -= 1152.0f * is_class8[8 * i] * rounded.x;
       sum.y -= 1152.0f * is_class8[8 * i] * rounded.y;
@@ -112,44 +126,42 @@ class QueryWarp {
       sum.x += __shfl_xor_sync(~0u, sum.x, step);
       sum.y += __shfl_xor_sync(~0u, sum.y, step);
     }
+    bias.x += sum.x;
+    bias.y += sum.y;
     if (g_ == 0) {
-      bias[2 * t_] = sum.x;
-      bias[2 * t_ + 1] = sum.y;
+      reinterpret_cast<float2*>(to_ + Layout().Bias(part + 1))[share_ * (kAttendRows / 2) + t_] =
+          bias;
     }
   }
 
-  const QueryParams& params_;
   const AttendTaskInfo& task_;
+  const int share_;
+  const float scale_;
   std::byte* const to_;
-  const int warp_ = static_cast<int>(threadIdx.x / 32);
+  uint4 matrix_[kSteps];
   const int g_ = static_cast<int>(threadIdx.x & 31) / 4, t_ = static_cast<int>(threadIdx.x & 3);
-  uint32_t q_[kSteps][2];
-  uint32_t own_[2];  // q_[warp_]
 };
 
-// Grid: tasks. Block: a warp for each 16 components.
+// Tasks of a thread block: those of a head share its matrix in L1.
+FQ_HD constexpr int QueryTasks(int head_size) { return 256 / head_size; }
+inline constexpr int kQueryThreads = 512;
+
+// Grid: tasks / QueryTasks. Block: a warp for each 16 components of a task. The matrix is fetched
+// while the kernel before still runs; attention may start, and fill its tables, when that is done.
 template <int kHeadSize, bool kBf16>
-__global__ void __launch_bounds__(kHeadSize * 2)
+__global__ void __launch_bounds__(kQueryThreads)
     PrepareQueries(const __grid_constant__ QueryParams params) {
-  constexpr int kWarps = kHeadSize / 16;
   constexpr AttendQueryLayout kLayout{kHeadSize};
-  __shared__ float bias[kWarps][3][kAttendRows];  // of class 8 in base, in refinement; of the mean
+  constexpr int kShares = kHeadSize / 16;
+  const int warp = static_cast<int>(threadIdx.x / 32);
+  const int task = static_cast<int>(blockIdx.x) * QueryTasks(kHeadSize) + warp / kShares;
+  if (task >= params.task_count) return;
+  QueryShare<kHeadSize, kBf16> share(params.tasks[task], warp % kShares, params.scale,
+                                     params.queries + static_cast<size_t>(task) * kLayout.Bytes());
+  share.LoadMatrix();
+  WaitForPrevious();
   LetNextStart();
-  QueryWarp<kHeadSize, kBf16> warp(params);
-  const int index = static_cast<int>(threadIdx.x / 32), thread = static_cast<int>(threadIdx.x);
-  const bool coded = params.tasks[blockIdx.x].record != nullptr;
-  warp.LoadRows();
-  warp.StorePlain(bias[index][2]);
-  if (coded) warp.StoreCoded(bias[index]);
-  __syncthreads();
-  if (!coded || thread >= (1 + params.tasks[blockIdx.x].refined) * kAttendRows) return;
-  const int row = thread % kAttendRows, parts = 1 + thread / kAttendRows;
-  float sum = 0.0f;
-  for (int i = 0; i < kWarps; ++i) {
-    sum += bias[i][2][row] + bias[i][0][row] + (parts == 2 ? bias[i][1][row] : 0.0f);
-  }
-  reinterpret_cast<float*>(params.queries + static_cast<size_t>(blockIdx.x) * kLayout.Bytes() +
-                           kLayout.Bias(parts))[row] = sum;
+  share.Prepare(params.q);
 }
 
 }  // namespace fq

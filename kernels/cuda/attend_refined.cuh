@@ -6,85 +6,117 @@
 
 namespace fq {
 
-// scores += query * refinement of a page's keys. The query rows come from L1: registers are full.
-template <typename Side>
-FQ_DEVICE void AddRefinedScores(const Side& keys, const std::byte* rows, const LaneAddress& lane,
-                                float (&scores)[kTiles][4]) {
-  constexpr int kHeadSize = 8 * Side::kGroups;
-  const int lane_index = static_cast<int>(threadIdx.x & 31);
-  const std::byte* row = rows + (lane_index >> 2) * kHeadSize * 2 + (lane_index & 3) * 4;
-  StaticFor<0, kHeadSize / 16>([&](auto step) {
-    constexpr int s = decltype(step)::value;
-    if constexpr (Side::HasStep(s)) {
-      const uint32_t b0 = LoadNow(row + 32 * s), b1 = LoadNow(row + 32 * s + 16);
-      uint32_t a[kTiles][4];
-      keys.template Decode<s>(lane, a);
-#pragma unroll
-      for (int j = 0; j < kTiles; ++j) Multiply<false>(scores[j], a[j], b0, b1);
+// Scores of the 64 tokens of a page: of their base, from `start`, or (kAdded) what the refinement
+// adds. The query rows come from L1, `rows` being where the lane has its own: registers are full.
+template <bool kAdded, typename Side>
+FQ_DEVICE void ScorePart(const Side& keys, const std::byte* rows, const LaneAddress& lane,
+                         float2 start, float (&scores)[kTiles][4]) {
+  constexpr int kFirst = kAdded ? -1 : Side::FirstStep();
+  if constexpr (!kAdded && kFirst < 0) FillScores(start, scores);
+  StaticFor<0, Side::kGroups / 4>([&](auto pair) {
+    constexpr int p = decltype(pair)::value;
+    if constexpr (Side::HasStep(2 * p) || Side::HasStep(2 * p + 1)) {
+      const uint4 b = LoadNow4(rows + 512 * p);
+      StaticFor<2 * p, 2 * p + 2>([&](auto step) {
+        constexpr int s = decltype(step)::value;
+        if constexpr (Side::HasStep(s)) {
+          uint32_t a[kTiles][4];
+          keys.template Decode<s>(lane, a);
+          MultiplyTiles<s == kFirst>(a, s % 2 ? b.z : b.x, s % 2 ? b.w : b.y, start, scores);
+        }
+      });
     }
   });
 }
 
-// The pages of a piece. Profile::K, ::V, ::RefinedK and ::RefinedV are Classes. Twice the sums
-// leave no registers for the codes of a page to come: those are brought into L2, two pages ahead.
+// sums += refinements of a page * weights, in units of the base: the ratios of a lane's channels
+// are in shared memory (StoreRatios).
+template <typename Side, int kHeadSize>
+FQ_DEVICE void AddRefinedValues(const Side& values, const uint32_t (&weights)[kTiles][2],
+                                const LaneAddress& lane, Sums<kHeadSize>& sums) {
+  StaticFor<0, kHeadSize / 16>([&](auto step) {
+    constexpr int s = decltype(step)::value;
+    if constexpr (Side::HasStep(s)) {
+      uint32_t a[kTiles][4];
+      values.template Decode<s>(lane, a);
+      float part[4];
+      MultiplyFrom(part, 0.0f, 0.0f, a[0], weights[0][0], weights[0][1]);
+#pragma unroll
+      for (int j = 1; j < kTiles; ++j) Multiply<false>(part, a[j], weights[j][0], weights[j][1]);
+      const uint2 ratio =
+          LoadShared2<kSharedBase + kTables.Ratios() + 64 * s>((threadIdx.x & 28) * 2);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        sums.tile[s][e] =
+            fmaf(part[e], __uint_as_float(e < 2 ? ratio.x : ratio.y), sums.tile[s][e]);
+      }
+    }
+  });
+}
+
+// What a refinement of V is worth in units of the base: f32[d / 16][8][2], of channels g, g + 8.
+template <int kHeadSize>
+FQ_DEVICE void StoreRatios(const std::byte* record, std::byte* shared) {
+  constexpr TablesLayout kLayout{kHeadSize};
+  const float* base = reinterpret_cast<const float*>(record + kLayout.Unit(1, 0));
+  const float* refined = reinterpret_cast<const float*>(record + kLayout.Unit(1, 1));
+  float* ratios = reinterpret_cast<float*>(shared + kTables.Ratios());
+  const int c = static_cast<int>(threadIdx.x);
+  if (c < kHeadSize) ratios[c / 16 * 16 + c % 8 * 2 + c / 8 % 2] = refined[c] / base[c];
+}
+
+// The pages of a piece. Profile::K, ::V, ::RefinedK and ::RefinedV are Classes. The keys' base is
+// loaded half a page ahead of its use, while the values of the page before are added up; the rest
+// when the page begins, in the order of its use: registers and L1 have no room for more. What can
+// be read or worked out again is not kept.
 template <typename Profile, int kHeadSize>
-FQ_DEVICE void AttendRefined(const AttendParams& params, const AttendPiece& piece,
-                             const std::byte* queries, const LaneAddress& lane, Softmax& softmax,
+FQ_DEVICE void AttendRefined(const AttendParams& params, const AttendPiece& piece, Softmax& softmax,
                              Sums<kHeadSize>& sums) {
+  const LaneAddress lane = AddressOfLane();
   const int lane_index = static_cast<int>(threadIdx.x & 31);
   using K = typename Profile::K;
-  using V = typename Profile::V;
   using RefinedK = typename Profile::RefinedK;
-  using RefinedV = typename Profile::RefinedV;
   constexpr int kGroups = kHeadSize / 8;
-  constexpr int kBytes = K::Offset(kGroups) + V::Offset(kGroups);
-  constexpr int kRefinedBytes = RefinedK::Offset(kGroups) + RefinedV::Offset(kGroups);
   constexpr AttendQueryLayout kLayout{kHeadSize};
-  const uint32_t* table = params.pages + piece.table_begin;
-  const uint32_t* refined_table = params.refinements + piece.table_begin;
-  const std::byte* origin = params.pool + piece.offset;
-  const std::byte* refined_origin = params.pool + piece.refinement_offset;
-  const int last = piece.page_count - 1;
-  QueryRegisters<kHeadSize> q;
-  q.Load(queries + kLayout.Coded(0), lane_index);
-  const float2 bias =
-      *reinterpret_cast<const float2*>(queries + kLayout.Bias(2) + 8 * (lane_index & 3));
-  Sums<kHeadSize> refined_sums;
+  RawSide<K, 0, false, kHeadSize, 0> keys;
+  RawSide<RefinedK, 0, true, kHeadSize, 0> refined_keys;
+  RawSide<typename Profile::V, 1, false, kHeadSize, K::Offset(kGroups)> values;
+  RawSide<typename Profile::RefinedV, 1, true, kHeadSize, RefinedK::Offset(kGroups)> refined_values;
+  const auto page = [&](uint32_t entry) { return PageAt(params.pool, entry) + piece.offset; };
+  const auto refinement = [&](uint32_t entry) {
+    return PageAt(params.pool, entry) + piece.refinement_offset;
+  };
+  const uint32_t query = static_cast<uint32_t>(piece.task) * kLayout.Bytes() + 16 * lane_index;
+  int at = piece.table_begin;  // in the page tables
+  uint32_t entry = PageEntry(params.pages, at), refined_entry = PageEntry(params.refinements, at);
+  keys.LoadAll(page(entry), lane_index, true);
+  softmax.Shift(LoadBias<kHeadSize>(QueriesOf<kHeadSize>(params, piece), 2), -1.0f);
 #pragma unroll 1
-  for (int i = 0; i <= last; ++i) {
-    const std::byte* page = PageAt(origin, PageEntry(table, i));
-    const std::byte* refinement = PageAt(refined_origin, PageEntry(refined_table, i));
-    RawSide<K, 0, false, kHeadSize, 0> keys;
-    RawSide<RefinedK, 0, true, kHeadSize, 0> refined_keys;
-    keys.LoadAll(page, lane_index, true);
-    refined_keys.LoadAll(refinement, lane_index, true);
-    if (i + 2 <= last) {
-      PrefetchToL2ByWarp<kBytes>(PageAt(origin, PageEntry(table, i + 2)), lane_index);
-      PrefetchToL2ByWarp<kRefinedBytes>(PageAt(refined_origin, PageEntry(refined_table, i + 2)),
-                                        lane_index);
-    }
-    RawSide<V, 1, false, kHeadSize, K::Offset(kGroups)> values;
-    values.LoadAll(page, LaneAfter(lane_index, refined_keys.words[0], params.zero), true);
+  for (int begin = piece.token_begin, end = piece.token_end; end > 0; begin -= 64, end -= 64) {
+    const bool more = end > 64;
+    const int ready = LaneAfter(lane_index, keys.words[0], params.zero);
+    refined_keys.LoadAll(refinement(refined_entry), ready, true);
+    values.LoadAll(page(entry), ready, true);
     float scores[kTiles][4];
-    ScorePage(keys, q, lane, scores, softmax.start0(bias.x), softmax.start1(bias.y));
-    AddRefinedScores(refined_keys, queries + kLayout.Coded(1), lane, scores);
-    const int begin = piece.token_begin - 64 * i, end = piece.token_end - 64 * i;
+    const float2 start = softmax.Start();
+    ScorePart<false>(keys, params.queries + query + kLayout.Coded(0), lane, start, scores);
+    refined_values.LoadAll(refinement(refined_entry),
+                           LaneAfter(lane_index, refined_keys.words[0], params.zero), true);
+    at += more;
+    entry = PageEntry(params.pages, at);
+    refined_entry = PageEntry(params.refinements, at);
+    ScorePart<true>(refined_keys, params.queries + query + kLayout.Coded(1), lane, start, scores);
     if (begin > 0 || end < 64) MaskKeys(scores, begin, end);
-    softmax.Weigh(scores, [&](float c0, float c1) {
-      sums.Scale(c0, c1);
-      refined_sums.Scale(c0, c1);
-    });
+    softmax.Weigh(scores, [&](float c0, float c1) { sums.Scale(c0, c1); });
     uint32_t weights[kTiles][2];
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) PackKeyWeights(scores, j, weights[j]);
-    RawSide<RefinedV, 1, true, kHeadSize, RefinedK::Offset(kGroups)> refined_values;
-    refined_values.LoadAll(refinement, LaneAfter(lane_index, values.words[0], params.zero), true);
+    keys.LoadAll(page(entry), LaneAfter(lane_index, values.words[0], params.zero), more);
     AddValues(values, weights, lane, sums);
-    AddValues(refined_values, weights, lane, refined_sums);
+    AddRefinedValues(refined_values, weights, lane, sums);
   }
+  softmax.Shift(LoadBias<kHeadSize>(QueriesOf<kHeadSize>(params, piece), 2), 1.0f);
   ApplyUnits(params.records[blockIdx.x], 0, sums);
-  ApplyUnits(params.records[blockIdx.x], 1, refined_sums);
-  sums.Add(refined_sums);
 }
 
 }  // namespace fq

@@ -13,9 +13,14 @@ class Softmax {
  public:
   static constexpr float kLimit = 4096.0f;
 
-  // What the accumulators of a score start at: minus the maximum, plus `bias`.
-  FQ_DEVICE float start0(float bias) const { return bias - max_[0]; }
-  FQ_DEVICE float start1(float bias) const { return bias - max_[1]; }
+  // What the accumulators of a score start at: minus the maximum.
+  FQ_DEVICE float2 Start() const { return make_float2(-max_[0], -max_[1]); }
+
+  // Scores of rows 2t and 2t + 1 are `sign` times `bias` higher from here on.
+  FQ_DEVICE void Shift(float2 bias, float sign) {
+    max_[0] += sign * bias.x;
+    max_[1] += sign * bias.y;
+  }
 
   // Turns scores (relative to the maximum) of kCount tiles into weights in place and adds them up.
   // Calls rescale(c0, c1) when sums of rows 2t and 2t + 1 must be multiplied.

@@ -36,7 +36,9 @@ struct AttendVariant {
     }
     return false;
   }
-  AttendTables tables() const { return {replicated_tables, refined()}; }
+  // The tables that some instance reads, of those that AttendTables counts.
+  int NeededTables() const;
+  AttendTables tables() const { return {replicated_tables, refined(), NeededTables()}; }
 };
 
 inline constexpr char kAttendKernelName[] = "fq_attend";

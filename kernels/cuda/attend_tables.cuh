@@ -1,5 +1,6 @@
 // The tables of a head in shared memory: filling them, and lookups. Device code, also compiled at
-// run time, where FQ_REFINED and FQ_REPLICATED_TABLES say how they lie (attend_shared.h).
+// run time, where FQ_REFINED, FQ_REPLICATED_TABLES and FQ_NEEDED_TABLES say how they lie
+// (attend_shared.h).
 #pragma once
 
 #include "kernels/cuda/attend_ptx.cuh"
@@ -15,23 +16,27 @@ inline constexpr bool kRefinedTables = false;
 #ifndef FQ_REPLICATED_TABLES
 #define FQ_REPLICATED_TABLES kMostReplicated
 #endif
-inline constexpr AttendTables kTables{FQ_REPLICATED_TABLES, kRefinedTables};
+#ifndef FQ_NEEDED_TABLES
+#define FQ_NEEDED_TABLES 0x3F
+#endif
+inline constexpr AttendTables kTables{FQ_REPLICATED_TABLES, kRefinedTables, FQ_NEEDED_TABLES};
 
 // What a lane adds to the address of a lookup in a replicated table.
 struct LaneAddress {
   uint32_t word;  // 4-byte entries
   uint32_t pair;  // 8-byte entries
 };
+FQ_DEVICE LaneAddress AddressOfLane() { return {threadIdx.x % 32 * 4, threadIdx.x % 16 * 8}; }
 
 // Byte `kByte` of `codes` times 256 plus what the lane adds.
 template <int kByte>
 FQ_DEVICE uint32_t RowAddress(uint32_t codes, uint32_t lane) {
   return Permute(codes, lane, 0x5504u | kByte << 4);
 }
-// Byte `kByte` of `codes`.
-template <int kByte>
-FQ_DEVICE uint32_t ByteOf(uint32_t codes) {
-  return Permute(codes, 0u, 0x4440u | kByte);
+// Byte `kByte` of `codes` times the size of an entry of a plain table.
+template <int kByte, int kSize>
+FQ_DEVICE uint32_t EntryAddress(uint32_t codes) {
+  return DotBytes(codes, static_cast<uint32_t>(kSize) << (8 * kByte));
 }
 
 // Entry of byte `kByte` of `codes`, of classes 4 and 2.
@@ -42,7 +47,7 @@ FQ_DEVICE uint32_t WordEntry(uint32_t codes, const LaneAddress& lane) {
     return LoadShared<kSharedBase + kReplicated + 128 * kSide>(RowAddress<kByte>(codes, lane.word));
   } else {
     constexpr int kPlain = kTables.Plain(kSide, kRefinement, kBits);
-    return LoadShared<kSharedBase + kPlain>(ByteOf<kByte>(codes) * 4);
+    return LoadShared<kSharedBase + kPlain>(EntryAddress<kByte, 4>(codes));
   }
 }
 template <int kSide, bool kRefinement, int kByte>
@@ -61,7 +66,7 @@ FQ_DEVICE uint2 EntryOfClass1(uint32_t codes, const LaneAddress& lane) {
         RowAddress<kByte>(codes, lane.pair));
   } else {
     constexpr int kPlain = kTables.Plain(kSide, kRefinement, 1);
-    return LoadShared2<kSharedBase + kPlain>(ByteOf<kByte>(codes) * 8);
+    return LoadShared2<kSharedBase + kPlain>(EntryAddress<kByte, 8>(codes));
   }
 }
 
@@ -112,7 +117,9 @@ class TableCopy {
   template <int kPart, int kBits>
   FQ_DEVICE static void StoreEntry(std::byte* shared, int row, uint2 entry) {
     constexpr int kReplicated = kTables.Replicated(kPart, kBits);
-    if constexpr (kReplicated >= 0) {
+    if constexpr (!kTables.Needed(kPart, kBits)) {
+      return;
+    } else if constexpr (kReplicated >= 0) {
       const uint4 twice = make_uint4(entry.x, entry.y, entry.x, entry.y);
       for (int k = 0; k < 8; ++k) {
         const int at = kReplicated + row * 128 + ((k + row) & 7) * 16;

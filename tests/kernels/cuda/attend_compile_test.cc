@@ -61,12 +61,12 @@ struct Architecture {
   int replicated_tables;          // that fit
   int instructions[2], local[2];  // of base pages; of base pages and refinements
 };
-constexpr Architecture kArchitectures[] = {{"sm_80", 163 * 1024, 2, {2568, 3968}, {0, 0}},
-                                           {"sm_86", 99 * 1024, 1, {2504, 3936}, {0, 8}},
-                                           {"sm_89", 99 * 1024, 1, {2504, 3936}, {0, 8}},
-                                           {"sm_90a", 227 * 1024, 3, {2672, 4256}, {0, 0}},
-                                           {"sm_100", 227 * 1024, 3, {2296, 3856}, {0, 0}},
-                                           {"sm_120", 99 * 1024, 1, {2312, 3992}, {0, 0}}};
+constexpr Architecture kArchitectures[] = {{"sm_80", 163 * 1024, 2, {2592, 4128}, {0, 0}},
+                                           {"sm_86", 99 * 1024, 1, {2488, 4000}, {0, 0}},
+                                           {"sm_89", 99 * 1024, 1, {2488, 4000}, {0, 0}},
+                                           {"sm_90a", 227 * 1024, 3, {2672, 4240}, {0, 0}},
+                                           {"sm_100", 227 * 1024, 3, {2360, 3968}, {0, 3}},
+                                           {"sm_120", 99 * 1024, 1, {2320, 3928}, {0, 0}}};
 
 class AttendArchitectureTest : public testing::TestWithParam<Architecture> {};
 

@@ -30,6 +30,23 @@ TEST(AttendSourceTest, HeadSize256_SecondWordHasTheUpperGroups) {
   EXPECT_NE(source.find("RefinedProfile<"), std::string::npos);
 }
 
+TEST(AttendSourceTest, NeededTables_AreThoseThatSomeInstanceReads) {
+  AttendVariant variant;
+  variant.head_size = 64;
+  variant.instances.push_back({{8, 4, 0, 0, 0, 0, 0, 0}, {0, 0, 0, 0, 0, 0, 0, 0}, {}, {}});
+  EXPECT_EQ(variant.NeededTables(), 1 << TableIndex(0, 4));
+  const std::vector<uint8_t> twos(8, 2);
+  variant.instances.push_back({twos, twos, {1, 0, 0, 0, 0, 0, 0, 0}, twos});
+  EXPECT_EQ(variant.NeededTables(), 1 << TableIndex(0, 4) | 1 << TableIndex(0, 2) |
+                                        1 << TableIndex(1, 1) | 1 << TableIndex(1, 2));
+  // The plain tables of a kernel that needs fewer take less, and do not overlap.
+  constexpr AttendTables kAll{1, true}, kFew{1, true, 0x23};
+  EXPECT_LT(kFew.Bytes(64), kAll.Bytes(64));
+  EXPECT_EQ(kFew.Plain(0, 0, 2), kFew.Plain(0, 0, 4) + 2048);
+  EXPECT_EQ(kFew.Plain(0, 1, 1), kFew.Plain(0, 0, 2) + 2048);
+  EXPECT_EQ(kFew.Ratios(), kFew.Plain(0, 1, 1) + 4096);
+}
+
 // Whatever the headers include must be there for the run-time compiler.
 TEST(AttendSourceTest, Headers_EveryInclude_IsEmbedded) {
   std::set<std::string> names;

@@ -36,6 +36,10 @@ template <typename T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return fq::FromLaneXor(value, mask);
 }
+template <typename T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return fq::FromLane<T>(fq::emulation::Exchange(&value, sizeof(value)), lane);
+}
 inline bool __any_sync(unsigned, bool value) {
   const std::byte* slots = fq::emulation::Exchange(&value, sizeof(value));
   bool any = false;
@@ -60,6 +64,12 @@ inline uint32_t Permute(uint32_t a, uint32_t b, uint32_t selector) {
     result |= static_cast<uint32_t>(bytes >> (8 * from) & 255u) << (8 * i);
   }
   return result;
+}
+
+inline uint32_t DotBytes(uint32_t a, uint32_t b) {
+  uint32_t sum = 0;
+  for (int i = 0; i < 4; ++i) sum += (a >> (8 * i) & 255u) * (b >> (8 * i) & 255u);
+  return sum;
 }
 
 inline float Exp2(float x) { return std::exp2(x); }
@@ -136,9 +146,8 @@ void LoadCodes(uint32_t* words, const std::byte* address, bool wanted) {
 }
 
 inline void PrefetchToL2(const std::byte*, int) {}
-template <int kBytes>
-void PrefetchToL2ByWarp(const std::byte*, int) {}
 inline uint32_t LoadNow(const void* address) { return LoadAligned<uint32_t>(address); }
+inline uint4 LoadNow4(const void* address) { return LoadAligned<uint4>(address); }
 inline void WaitForPrevious() {}
 inline void LetNextStart() {}
 inline uint32_t PageEntry(const uint32_t* table, int page) { return table[page]; }
