@@ -46,7 +46,8 @@ struct CoderLayout {
     return OutputScale() + Vector() + part * 4 * kPartWords;
   }
   FQ_HD constexpr int FragmentBytes() const { return 2 * 2 * head_size * head_size; }
-  // A in 16 x 16 tiles [d/16 components][d/16 channel steps][2 terms][32 lanes] of 16 bytes.
+  // A in 16 x 16 tiles [d/16 components][d/16 channel steps][2 terms][32 lanes] of 16 bytes, whose
+  // words lie as ForwardWord says.
   FQ_HD constexpr int Forward() const { return Tables(2); }
   // Ai in [d/32 channel blocks][d/16 component steps][2 terms][2][32 lanes] of 16 bytes: two of
   // four tiles. Column c of tile j is channel 8 (c / 2) + 2 j + c % 2 of its block, so that the
@@ -61,6 +62,10 @@ FQ_HD constexpr int ForwardChannel(int step, int column) {
   const int pair = column >> 3, t = (column & 7) >> 1, e = column & 1;
   return 32 * (step >> 1) + 8 * t + 4 * (step & 1) + 2 * pair + e;
 }
+
+// Where word `r` of an A fragment lies in the 16 bytes of a lane. A matrix is the A operand of the
+// MMAs of V, and rows are that of K; what is the B operand has the words of a column side by side.
+FQ_HD constexpr int FragmentWord(bool is_a, int r) { return is_a ? r : r >> 1 | (r & 1) << 1; }
 
 static_assert(CoderLayout{64}.Mu() % 16 == 0 && CoderLayout{96}.Bytes() % 16 == 0);
 

@@ -22,8 +22,8 @@ double PowerOfTwo(double value) {
 // Fills the coder of one side of a (layer, head).
 class CoderWriter {
  public:
-  CoderWriter(int head_size, const HeadCodec& codec, std::byte* coder)
-      : layout_{head_size}, d_(head_size), codec_(codec), coder_(coder) {}
+  CoderWriter(int head_size, bool is_key, const HeadCodec& codec, std::byte* coder)
+      : layout_{head_size}, d_(head_size), is_key_(is_key), codec_(codec), coder_(coder) {}
 
   // `before`: classes of the side whose codes lie before in the page; null for K.
   void WriteClasses(int part, const std::vector<uint8_t>& classes,
@@ -94,7 +94,8 @@ class CoderWriter {
     for (int i = 0; i < 256; ++i) {
       const int e = i & 1, r = i >> 1 & 3, lane = i >> 3;
       const FragmentCell cell = FragmentCellOf(lane, r, e);
-      PutTerms(at + 2 * i, 512, matrix(cell.row, cell.column));
+      PutTerms(at + 16 * lane + 4 * FragmentWord(!is_key_, r) + 2 * e, 512,
+               matrix(cell.row, cell.column));
     }
   }
 
@@ -141,6 +142,7 @@ class CoderWriter {
 
   const CoderLayout layout_;
   const int d_;
+  const bool is_key_;
   const HeadCodec& codec_;
   std::byte* const coder_;
   const std::vector<uint8_t>* base_classes_ = nullptr;
@@ -157,7 +159,7 @@ void WriteHead(const CodecSet& set, int layer, int head, std::byte* coders) {
   const CodecProfile& profile = set.profile(layer, head);
   for (int side = 0; side < 2; ++side) {
     const bool is_key = side == 0;
-    CoderWriter writer(set.head_size(), is_key ? set.k(layer, head) : set.v(layer, head),
+    CoderWriter writer(set.head_size(), is_key, is_key ? set.k(layer, head) : set.v(layer, head),
                        coders + side * CoderLayout{set.head_size()}.Bytes());
     writer.WriteClasses(0, is_key ? profile.k : profile.v, is_key ? nullptr : &profile.k);
     writer.WriteClasses(1, is_key ? profile.k_refinement : profile.v_refinement,

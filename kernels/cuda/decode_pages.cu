@@ -248,39 +248,48 @@ struct Accumulators {
   float x[kTiles][4][4];  // [tile of 16 tokens][tile of 8 channels][d of the MMA]
 };
 
+// Adds the products of a tile of tokens with 32 columns of a term of the matrix.
+__device__ void AddProducts(float (&x)[4][4], const uint4& a, const uint4& b01, const uint4& b23) {
+  MultiplyAdd(x[0], a, b01.x, b01.y);
+  MultiplyAdd(x[1], a, b01.z, b01.w);
+  MultiplyAdd(x[2], a, b23.x, b23.y);
+  MultiplyAdd(x[3], a, b23.z, b23.w);
+}
+
 // x = fragments times the inverse matrix, for kTiles tiles of tokens and a block of 32 channels.
-template <int kHeadSize, int kTiles>
+// Each term of the matrix is on its way while the products of the other one are made.
+template <int kHeadSize, int kTiles, bool kRefined>
 __device__ void MultiplyInverse(const DecodeSide& side, int block, const std::byte* fragments,
                                 Accumulators<kTiles>* out) {
   constexpr CoderLayout kLayout{kHeadSize};
   const uint4* matrix =
       At<uint4>(side.coder, kLayout.Inverse()) + block * kLayout.Steps() * 128 + side.lane;
   const uint4* values = reinterpret_cast<const uint4*>(fragments) + side.lane;
-  const uint32_t used = side.shared().used;
-#pragma unroll 2
-  for (int step = 0; step < kLayout.Steps(); ++step) {
-    if ((used >> (2 * step) & 3u) == 0) continue;
-    const uint4 high01 = matrix[step * 128], high23 = matrix[step * 128 + 32];
-    const uint4 low01 = matrix[step * 128 + 64], low23 = matrix[step * 128 + 96];
+  uint32_t used = side.shared().used;
+  used = (used | used >> 1) & 0x55555555u;  // bit 2 s: step s has codes
+  if (used == 0) return;
+  const uint4* at = matrix + LowestBit(used) * 64;
+  uint4 high01 = LoadConstant<uint4>(at), high23 = LoadConstant<uint4>(at + 32);
+#pragma unroll 1
+  while (used != 0) {
+    const uint4 low01 = LoadConstant<uint4>(at + 64), low23 = LoadConstant<uint4>(at + 96);
+    const uint4* own = values + LowestBit(used) * 64;
+    uint4 a[kTiles];
 #pragma unroll
     for (int tile = 0; tile < kTiles; ++tile) {
-      const uint4 a = values[(4 * step + tile) * 32];
-      float(&x)[4][4] = out->x[tile];
-      MultiplyAdd(x[0], a, high01.x, high01.y);
-      MultiplyAdd(x[1], a, high01.z, high01.w);
-      MultiplyAdd(x[2], a, high23.x, high23.y);
-      MultiplyAdd(x[3], a, high23.z, high23.w);
-      MultiplyAdd(x[0], a, low01.x, low01.y);
-      MultiplyAdd(x[1], a, low01.z, low01.w);
-      MultiplyAdd(x[2], a, low23.x, low23.y);
-      MultiplyAdd(x[3], a, low23.z, low23.w);
-      if (!side.refined) continue;
-      const uint4 rest = values[TermBytes(kHeadSize) / 16 + (4 * step + tile) * 32];
-      MultiplyAdd(x[0], rest, high01.x, high01.y);
-      MultiplyAdd(x[1], rest, high01.z, high01.w);
-      MultiplyAdd(x[2], rest, high23.x, high23.y);
-      MultiplyAdd(x[3], rest, high23.z, high23.w);
+      a[tile] = own[tile * 32];
+      AddProducts(out->x[tile], a[tile], high01, high23);
+      if (!kRefined) continue;
+      AddProducts(out->x[tile], own[TermBytes(kHeadSize) / 16 + tile * 32], high01, high23);
     }
+    used &= used - 1;
+    if (used != 0) {
+      at = matrix + LowestBit(used) * 64;
+      high01 = LoadConstant<uint4>(at);
+      high23 = LoadConstant<uint4>(at + 32);
+    }
+#pragma unroll
+    for (int tile = 0; tile < kTiles; ++tile) AddProducts(out->x[tile], a[tile], low01, low23);
   }
 }
 
@@ -322,7 +331,12 @@ __device__ void DeliverRows(const DecodeSide& side, const std::byte* fragments,
   for (int unit = static_cast<int>(threadIdx.x) / 32; unit < kBlocks * 4 / kTiles; unit += kWarps) {
     const int block = unit % kBlocks, first_tile = unit / kBlocks * kTiles;
     Accumulators<kTiles> product = {};
-    MultiplyInverse<kHeadSize, kTiles>(side, block, fragments + first_tile * 32 * 16, &product);
+    const std::byte* own = fragments + first_tile * 32 * 16;
+    if (side.refined) {
+      MultiplyInverse<kHeadSize, kTiles, true>(side, block, own, &product);
+    } else {
+      MultiplyInverse<kHeadSize, kTiles, false>(side, block, own, &product);
+    }
     StoreProducts<kHeadSize, kTiles>(side, block, 16 * first_tile, product, target);
   }
 }

@@ -16,6 +16,7 @@ namespace {
 constexpr int kMaxWarps = 8;
 constexpr int kChecksumThreads = 128;
 constexpr int kFewPages = 128;
+constexpr int kUnitsAhead = 2;  // of rows, likewise
 constexpr int kListsAhead = 4;  // lists on their way before the first is needed
 
 // A thread block encodes one side of one page. Its warps take turns in the pairs of groups.
@@ -101,15 +102,13 @@ __device__ bool AnyInfinite(const uint4& pairs) {
 
 // Channels [channel, channel + 8) of a row as the transform takes them: scaled FP16 pairs.
 template <int kHeadSize>
-__device__ uint4 LoadScaled(const EncodeSide& side, const PagedRows& rows, int64_t row, int channel,
-                            const float (&scale)[8]) {
-  const auto* base = static_cast<const std::byte*>(side.kv == 0 ? rows.k : rows.v);
-  float x[8], y[8], largest = 0.0f;
-  LoadChannels(rows.dtype, base, row + channel, x);
+__device__ uint4 Scaled(const EncodeSide& side, DType dtype, int channel, const float (&scale)[8],
+                        const float (&x)[8]) {
+  float y[8], largest = 0.0f;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     y[i] = x[i] * scale[i];
-    if (rows.dtype != DType::kF16) largest = fmaxf(largest, fabsf(x[i]));
+    if (dtype != DType::kF16) largest = fmaxf(largest, fabsf(x[i]));
   }
   const uint4 pairs = make_uint4(PackHalves(y[0], y[1]), PackHalves(y[2], y[3]),
                                  PackHalves(y[4], y[5]), PackHalves(y[6], y[7]));
@@ -117,27 +116,58 @@ __device__ uint4 LoadScaled(const EncodeSide& side, const PagedRows& rows, int64
   return ScaleUnusual<kHeadSize>(side, channel, x);
 }
 
-// Rows of the page as A fragments of tokens x channels (coder_layout.h, ForwardChannel). Rows that
-// the page does not have are 0.
+// Where the rows lie and how they are shared out: in units of a tile of tokens and 32 channels.
+template <int kHeadSize>
+struct RowUnit {
+  int tile, block, token, channel;
+
+  __device__ RowUnit(int unit, int lane)
+      : tile(unit & 3),
+        block(unit >> 2),
+        token(16 * tile + (lane >> 2)),
+        channel(32 * block + 8 * (lane & 3)) {}
+  static constexpr int kCount = kHeadSize / 8;
+};
+
+// Rows of the page as fragments of tokens x channels (coder_layout.h, ForwardChannel). Rows that
+// the page does not have are 0. All loads of a few units are on their way at once.
 template <int kHeadSize>
 __device__ void LoadFragments(const EncodeSide& side, const PagedRows& rows, int warps) {
+  using Unit = RowUnit<kHeadSize>;
   constexpr CoderLayout kLayout{kHeadSize};
-  const int g = side.lane >> 2, t = side.lane & 3;
+  const auto* base = static_cast<const std::byte*>(side.kv == 0 ? rows.k : rows.v);
 #pragma unroll 1
-  for (int unit = side.warp; unit < kHeadSize / 8; unit += warps) {
-    const int tile = unit & 3, block = unit >> 2, token = 16 * tile + g;
-    const int channel = 32 * block + 8 * t;
-    float scale[8];
-    LoadEight(At<float>(side.coder, kLayout.ChannelScale()) + channel, scale);
-    uint4 two[2] = {make_uint4(0, 0, 0, 0), make_uint4(0, 0, 0, 0)};
+  for (int first = side.warp; first < Unit::kCount; first += kUnitsAhead * warps) {
+    RawChannels raw[kUnitsAhead][2];
 #pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      if (token + 8 * r >= side.job.tokens) continue;
-      two[r] = LoadScaled<kHeadSize>(side, rows, Shared().offsets[token + 8 * r], channel, scale);
+    for (int i = 0; i < 2 * kUnitsAhead; ++i) {
+      const Unit unit(first + i / 2 * warps, side.lane);
+      const int token = unit.token + 8 * (i & 1);
+      raw[i / 2][i & 1] = RawChannels{};
+      if (first + i / 2 * warps >= Unit::kCount || token >= side.job.tokens) continue;
+      raw[i / 2][i & 1] = LoadRaw(rows.dtype, base, Shared().offsets[token] + unit.channel);
     }
-    uint4* to = Fragments(side.lane) + (8 * block + tile) * 32;
-    to[0] = make_uint4(two[0].x, two[1].x, two[0].y, two[1].y);
-    to[4 * 32] = make_uint4(two[0].z, two[1].z, two[0].w, two[1].w);
+#pragma unroll
+    for (int i = 0; i < kUnitsAhead; ++i) {
+      if (first + i * warps >= Unit::kCount) break;
+      const Unit unit(first + i * warps, side.lane);
+      float scale[8], x[2][8];
+      LoadEight(At<float>(side.coder, kLayout.ChannelScale()) + unit.channel, scale);
+      uint4 two[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        WidenRaw(rows.dtype, raw[i][r], x[r]);
+        two[r] = Scaled<kHeadSize>(side, rows.dtype, unit.channel, scale, x[r]);
+      }
+      uint4* to = Fragments(side.lane) + (8 * unit.block + unit.tile) * 32;
+      if (side.kv == 0) {
+        to[0] = make_uint4(two[0].x, two[1].x, two[0].y, two[1].y);
+        to[4 * 32] = make_uint4(two[0].z, two[1].z, two[0].w, two[1].w);
+      } else {
+        to[0] = make_uint4(two[0].x, two[0].y, two[1].x, two[1].y);
+        to[4 * 32] = make_uint4(two[0].z, two[0].w, two[1].z, two[1].w);
+      }
+    }
   }
 }
 
@@ -146,7 +176,41 @@ struct GroupPair {
   float u[2][4][4];  // [group][tile]
 };
 
-// A (x - mu) but for scale and bias, of 16 components. The products of K are tokens x components,
+// Adds the products of a tile of rows with a term of the matrix.
+template <Side kSide>
+__device__ void AddProducts(float (&u)[2][4], const uint4& x, const uint4& matrix) {
+  if (kSide == Side::kKey) {
+    MultiplyAdd(u[0], x, matrix.x, matrix.y);
+    MultiplyAdd(u[1], x, matrix.z, matrix.w);
+  } else {
+    MultiplyAdd(u[0], matrix, x.x, x.y);
+    MultiplyAdd(u[1], matrix, x.z, x.w);
+  }
+}
+
+// Products of K [tile][group][2 r + e] or of V [tile][r][2 group + e] with scale and bias.
+template <int kHeadSize, Side kSide>
+__device__ GroupPair Finished(const EncodeSide& side, int pair, const float (&product)[4][2][4]) {
+  constexpr CoderLayout kLayout{kHeadSize};
+  GroupPair out;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const int group = i >> 1, e = i & 1;
+    const int component = kGroupChannels * (2 * pair + group) + ComponentOf(kSide, side.lane, e);
+    const float scale = At<float>(side.coder, kLayout.ComponentScale())[component];
+    const float bias = At<float>(side.coder, kLayout.ComponentBias())[component];
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+      const int tile = j >> 1, r = j & 1;
+      const float value =
+          kSide == Side::kKey ? product[tile][group][2 * r + e] : product[tile][r][2 * group + e];
+      out.u[group][tile][2 * r + e] = fmaf(value, scale, bias);
+    }
+  }
+  return out;
+}
+
+// A (x - mu) of 16 components. The products of K are tokens x components,
 // those of V components x tokens: what lane 4 g + t gets is what its codes are made of.
 template <int kHeadSize, Side kSide>
 __device__ GroupPair MultiplyForward(const EncodeSide& side, int pair) {
@@ -154,59 +218,31 @@ __device__ GroupPair MultiplyForward(const EncodeSide& side, int pair) {
   const uint4* matrix =
       At<uint4>(side.coder, kLayout.Forward()) + pair * kLayout.Steps() * 64 + side.lane;
   const uint4* rows = Fragments(side.lane);
-  float product[4][2][4] = {};  // of K [tile][group][2 r + e], of V [tile][r][2 group + e]
-  uint4 next_high = LoadConstant<uint4>(matrix), next_low = LoadConstant<uint4>(matrix + 32);
+  float product[4][2][4] = {};
+  uint4 high = LoadConstant<uint4>(matrix);  // each term is loaded while the other is used
 #pragma unroll 1
   for (int step = 0; step < kLayout.Steps(); ++step) {
-    const uint4 high = next_high, low = next_low;
-    if (step + 1 < kLayout.Steps()) {
-      next_high = LoadConstant<uint4>(matrix + (step + 1) * 64);
-      next_low = LoadConstant<uint4>(matrix + (step + 1) * 64 + 32);
-    }
+    const uint4 low = LoadConstant<uint4>(matrix + step * 64 + 32);
+    uint4 x[4];
 #pragma unroll
     for (int tile = 0; tile < 4; ++tile) {
-      const uint4 x = rows[(4 * step + tile) * 32];
-      float(&u)[2][4] = product[tile];
-      if (kSide == Side::kKey) {
-        MultiplyAdd(u[0], x, high.x, high.z);
-        MultiplyAdd(u[1], x, high.y, high.w);
-        MultiplyAdd(u[0], x, low.x, low.z);
-        MultiplyAdd(u[1], x, low.y, low.w);
-      } else {
-        MultiplyAdd(u[0], high, x.x, x.z);
-        MultiplyAdd(u[1], high, x.y, x.w);
-        MultiplyAdd(u[0], low, x.x, x.z);
-        MultiplyAdd(u[1], low, x.y, x.w);
-      }
+      x[tile] = rows[(4 * step + tile) * 32];
+      AddProducts<kSide>(product[tile], x[tile], high);
     }
-  }
-  GroupPair out;
+    if (step + 1 < kLayout.Steps()) high = LoadConstant<uint4>(matrix + step * 64 + 64);
 #pragma unroll
-  for (int i = 0; i < 2 * kLaneValues; ++i) {
-    const int group = i >> 4, tile = i >> 2 & 3, r = i >> 1 & 1, e = i & 1;
-    out.u[group][tile][2 * r + e] =
-        kSide == Side::kKey ? product[tile][group][2 * r + e] : product[tile][r][2 * group + e];
+    for (int tile = 0; tile < 4; ++tile) AddProducts<kSide>(product[tile], x[tile], low);
   }
-  return out;
+  return Finished<kHeadSize, kSide>(side, pair, product);
 }
 
-// The lane's values of one of the groups, scaled; rows without codes become 0.
-template <int kHeadSize>
-__device__ void FinishGroup(const EncodeSide& side, const GroupPair& in, int group,
-                            float (&u)[kLaneValues]) {
-  constexpr CoderLayout kLayout{kHeadSize};
-  float scale[2], bias[2];
-#pragma unroll
-  for (int e = 0; e < 2; ++e) {
-    const int component = kGroupChannels * group + ComponentOf(side.side(), side.lane, e);
-    scale[e] = At<float>(side.coder, kLayout.ComponentScale())[component];
-    bias[e] = At<float>(side.coder, kLayout.ComponentBias())[component];
-  }
+// The lane's values of one of the groups; rows without codes become 0.
+__device__ void TakeGroup(const EncodeSide& side, const GroupPair& in, int group,
+                          float (&u)[kLaneValues]) {
   const bool odd = (group & 1) != 0;
 #pragma unroll
   for (int i = 0; i < kLaneValues; ++i) {
-    const float product = odd ? in.u[1][i >> 2][i & 3] : in.u[0][i >> 2][i & 3];
-    u[i] = fmaf(product, scale[i & 1], bias[i & 1]);
+    u[i] = odd ? in.u[1][i >> 2][i & 3] : in.u[0][i >> 2][i & 3];
   }
   const int begin = SinkEnd(side.job), end = side.job.tokens;
   if (begin == 0 && end == kPageTokens) return;
@@ -217,32 +253,74 @@ __device__ void FinishGroup(const EncodeSide& side, const GroupPair& in, int gro
   }
 }
 
+// Replaces the codes of bytes that found no list by what a look at all entries finds. Rare, so the
+// values are moved on and the search is there once.
+template <int kBits>
+__device__ void FindLost(const SearchTables& tables, const float (&u)[kLaneValues], uint32_t lost,
+                         int lane, uint64_t* codes) {
+  constexpr int kValues = ValuesPerByte(kBits);
+  float x[kLaneValues];
+#pragma unroll
+  for (int i = 0; i < kLaneValues; ++i) x[i] = u[i];
+#pragma unroll 1
+  for (int b = 0; b < kLaneValues / kValues; ++b) {
+    const uint32_t mine = lost >> b & 1u;
+    const int code = FoundOrNearestOfAll<kValues>(
+        mine != 0, 0, [&](int entry) { return EntryOf<kBits>(tables, entry); }, x, lane);
+    if (mine != 0) {
+      *codes = (*codes & ~(uint64_t{255} << (8 * b))) | static_cast<uint64_t>(code) << (8 * b);
+    }
+#pragma unroll
+    for (int i = 0; i + kValues < kLaneValues; ++i) x[i] = x[i + kValues];
+  }
+}
+
+// Codes of the classes 4 and 2.
+template <int kBits>
+__device__ void SearchLists(const SearchTables& tables, const std::byte* lists, int lane,
+                            const float (&u)[kLaneValues], uint8_t* codes) {
+  constexpr int kValues = ValuesPerByte(kBits), kBytes = kLaneValues / kValues;
+  uint64_t found = 0;
+  uint32_t lost = 0;
+#pragma unroll
+  for (int first = 0; first < kBytes; first += kListsAhead) {
+    CandidateList<kBits> candidates[kListsAhead];
+#pragma unroll
+    for (int b = 0; b < kListsAhead; ++b) {
+      candidates[b] = ListOf<kBits>(lists, u + kValues * (first + b));
+    }
+#pragma unroll
+    for (int b = 0; b < kListsAhead; ++b) {
+      const bool is_lost = candidates[b].words[0] == kNoList;
+      const int code = NearestOfList<kBits>(tables, candidates[b], u + kValues * (first + b));
+      found |= static_cast<uint64_t>(code) << (8 * (first + b));
+      lost |= (is_lost ? 1u : 0u) << (first + b);
+    }
+  }
+  if (Ballot(lost != 0) != 0) FindLost<kBits>(tables, u, lost, lane, &found);
+#pragma unroll
+  for (int b = 0; b < kBytes; ++b) codes[b] = static_cast<uint8_t>(found >> (8 * b));
+}
+
 template <int kHeadSize, int kBits>
 __device__ void SearchGroup(const EncodeSide& side, int part, const float (&u)[kLaneValues],
                             uint8_t* codes) {
-  constexpr int kValues = ValuesPerByte(kBits), kBytes = kLaneValues / kValues;
   const SearchTables& tables = Tables<kHeadSize>(part);
   if constexpr (kBits == 1) {
+    OctetScratch* scratch = &Octets<kHeadSize>(side);
+    uint32_t found = 0;
+#pragma unroll 1
+    for (int b = 0; b < 2; ++b) {
+      float x[8];
 #pragma unroll
-    for (int b = 0; b < kBytes; ++b) {
-      OctetScratch* scratch = &Octets<kHeadSize>(side);
-      codes[b] = static_cast<uint8_t>(NearestOctet(tables, u + kValues * b, side.lane, scratch));
+      for (int i = 0; i < 8; ++i) x[i] = b == 0 ? u[i] : u[8 + i];
+      found |= static_cast<uint32_t>(NearestOctet(tables, x, side.lane, scratch)) << (8 * b);
     }
+    codes[0] = static_cast<uint8_t>(found);
+    codes[1] = static_cast<uint8_t>(found >> 8);
   } else {
     const std::byte* lists = side.lists == nullptr ? nullptr : side.lists + ListOffset(part, kBits);
-#pragma unroll
-    for (int first = 0; first < kBytes; first += kListsAhead) {
-      CandidateList<kBits> candidates[kListsAhead];
-#pragma unroll
-      for (int b = 0; b < kListsAhead; ++b) {
-        candidates[b] = ListOf<kBits>(lists, u + kValues * (first + b));
-      }
-#pragma unroll
-      for (int b = 0; b < kListsAhead; ++b) {
-        codes[first + b] = static_cast<uint8_t>(
-            NearestOfList<kBits>(tables, candidates[b], u + kValues * (first + b), side.lane));
-      }
-    }
+    SearchLists<kBits>(tables, lists, side.lane, u, codes);
   }
 }
 
@@ -301,14 +379,14 @@ __device__ void EncodeParts(const EncodeSide& side, const GroupPair& product, in
   constexpr CoderLayout kLayout{kHeadSize};
   const float* sd = At<float>(side.coder, kLayout.Sd()) + kGroupChannels * group;
   float v[kLaneValues];
-  FinishGroup<kHeadSize>(side, product, group, v);
+  TakeGroup(side, product, group, v);
 #pragma unroll 1  // one body for base and refinement keeps the searches short
   for (int part = 0; part < 2; ++part) {
     std::byte* page = part == 0 ? side.job.primary : side.job.refinement;
     if (page == nullptr) return;
     if (part == 1) {
-      float u[kLaneValues];  // once more: cheaper than to keep them over the search
-      FinishGroup<kHeadSize>(side, product, group, u);
+      float u[kLaneValues];
+      TakeGroup(side, product, group, u);
 #pragma unroll
       for (int i = 0; i < kLaneValues; ++i) {
         const float deviation = sd[ComponentOf(side.side(), side.lane, i)];

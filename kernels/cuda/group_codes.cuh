@@ -64,17 +64,17 @@ __device__ inline void ReadGroup(int bits, const std::byte* codes, const uint32_
   alignas(16) uint8_t bytes[kLaneValues];
   const std::byte* own = codes + 2 * bits * lane;
   if (bits == 8) {
-    *reinterpret_cast<uint4*>(bytes) = LoadConstant<uint4>(own);
+    *reinterpret_cast<uint4*>(bytes) = *reinterpret_cast<const uint4*>(own);
 #pragma unroll
     for (int i = 0; i < kLaneValues; ++i) values[i] = Class8Value(bytes[i]);
   } else if (bits == 4) {
-    *reinterpret_cast<uint2*>(bytes) = LoadConstant<uint2>(own);
+    *reinterpret_cast<uint2*>(bytes) = *reinterpret_cast<const uint2*>(own);
     ReadTableGroup<4>(bytes, tables, values);
   } else if (bits == 2) {
-    *reinterpret_cast<uint32_t*>(bytes) = LoadConstant<uint32_t>(own);
+    *reinterpret_cast<uint32_t*>(bytes) = *reinterpret_cast<const uint32_t*>(own);
     ReadTableGroup<2>(bytes, tables, values);
   } else if (bits == 1) {
-    *reinterpret_cast<uint16_t*>(bytes) = LoadConstant<uint16_t>(own);
+    *reinterpret_cast<uint16_t*>(bytes) = *reinterpret_cast<const uint16_t*>(own);
     ReadTableGroup<1>(bytes, tables, values);
   } else {
 #pragma unroll

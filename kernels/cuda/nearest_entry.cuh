@@ -146,17 +146,16 @@ __device__ inline void LookAtFour(uint32_t table, uint32_t word, const float* x,
   for (int i = 0; i < 4; ++i) best->Look(at[i], ScoreOf(EntryOfWords<kBits>(words[i]), x));
 }
 
-// The nearest of the candidates; for a whole warp, whose lanes without a list are helped by all.
+// The nearest of the candidates; entry 0 without a list.
 template <int kBits>
 __device__ inline int NearestOfList(const SearchTables& tables, CandidateList<kBits> list,
-                                    const float* x, int lane) {
+                                    const float* x) {
   constexpr int kWords = CandidateList<kBits>::kWords;
   const uint32_t table = SharedAddress(kBits == 4 ? tables.class4 : tables.class2);
-  const bool is_lost = list.words[0] == kNoList;
   Best best{table};
-  uint32_t behind = list.words[kWords - 1] >> 24;
+  const uint32_t behind = list.words[kWords - 1] >> 24;
   // A list is at its end where the next word begins with the entry that this one ends with.
-  for (bool more = !is_lost; more;) {
+  for (bool more = list.words[0] != kNoList; more;) {
     const uint32_t word = list.words[0];
     LookAtFour<kBits>(table, word, x, &best);
 #pragma unroll
@@ -164,9 +163,7 @@ __device__ inline int NearestOfList(const SearchTables& tables, CandidateList<kB
     list.words[kWords - 1] = behind;
     more = (((word >> 24) ^ list.words[0]) & 255u) != 0;
   }
-  return FoundOrNearestOfAll<ValuesPerByte(kBits)>(
-      is_lost, static_cast<int>((best.where - table) / sizeof(uint2)),
-      [&](int code) { return EntryOf<kBits>(tables, code); }, x, lane);
+  return static_cast<int>((best.where - table) / sizeof(uint2));
 }
 
 }  // namespace fq

@@ -58,28 +58,41 @@ __device__ inline void StoreChannels(DType dtype, std::byte* base, int64_t eleme
       make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
 }
 
-// Channels [channel, channel + 8) of a row as FP32, NaN and all.
-__device__ inline void LoadChannels(DType dtype, const std::byte* base, int64_t element,
-                                    float (&x)[8]) {
+// Channels [channel, channel + 8) of a row as they lie in memory; FP32 takes both halves.
+struct RawChannels {
+  uint4 half[2];
+};
+
+__device__ inline RawChannels LoadRaw(DType dtype, const std::byte* base, int64_t element) {
+  const auto* from = reinterpret_cast<const uint4*>(base + ElementBytes(dtype) * element);
+  RawChannels raw = {};
+  raw.half[0] = from[0];
+  if (dtype == DType::kF32) raw.half[1] = from[1];
+  return raw;
+}
+
+// The same as FP32, NaN and all.
+__device__ inline void WidenRaw(DType dtype, const RawChannels& raw, float (&x)[8]) {
+  const uint32_t words[8] = {raw.half[0].x, raw.half[0].y, raw.half[0].z, raw.half[0].w,
+                             raw.half[1].x, raw.half[1].y, raw.half[1].z, raw.half[1].w};
   if (dtype == DType::kF32) {
-    const auto* from = reinterpret_cast<const float4*>(base + 4 * element);
-    const float4 first = from[0], second = from[1];
-    const float values[8] = {first.x,  first.y,  first.z,  first.w,
-                             second.x, second.y, second.z, second.w};
 #pragma unroll
-    for (int i = 0; i < 8; ++i) x[i] = values[i];
+    for (int i = 0; i < 8; ++i) x[i] = FloatFromBits(words[i]);
     return;
   }
-  const uint4 bits = *reinterpret_cast<const uint4*>(base + 2 * element);
-  const uint32_t pairs[4] = {bits.x, bits.y, bits.z, bits.w};
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    const float2 pair = dtype == DType::kF16 ? WidenHalves(pairs[i])
-                                             : make_float2(FloatFromBits(pairs[i] << 16),
-                                                           FloatFromBits(pairs[i] & 0xFFFF0000u));
+    const float2 pair = dtype == DType::kF16 ? WidenHalves(words[i])
+                                             : make_float2(FloatFromBits(words[i] << 16),
+                                                           FloatFromBits(words[i] & 0xFFFF0000u));
     x[2 * i] = pair.x;
     x[2 * i + 1] = pair.y;
   }
+}
+
+__device__ inline void LoadChannels(DType dtype, const std::byte* base, int64_t element,
+                                    float (&x)[8]) {
+  WidenRaw(dtype, LoadRaw(dtype, base, element), x);
 }
 
 // Checksum of `bytes` bytes at `page` by the whole thread block; every thread gets it. `scratch` is

@@ -3,7 +3,8 @@
 
     tests/bench/pages_bench.py [--build build/release] [--output FILE] [--commit NAME]
 
-Runs BUILD/bin/pages_bench, which also copies device memory, with the tables of the shipped codec set.
+Runs BUILD/bin/pages_bench, which also copies device memory, with the tables of the shipped codec
+set.
 """
 
 import argparse

@@ -57,19 +57,23 @@ TEST_P(CoderTablesTest, Starts_EveryGroup_PrefixSumsOfBothSides) {
 // FORMAT.md's u = A (x - mu) out of the scaled terms.
 TEST_P(CoderTablesTest, Forward_EveryElement_IsTheMatrixTo20Bits) {
   const int d = GetParam();
-  const HeadCodec& codec = set_->v(1, 2);
-  for (int i = 0; i < d; i += 3) {
-    const float scale = At<float>(1, layout().ComponentScale() + 4 * i);
-    double bias = 0;
-    for (int c = 0; c < d; ++c) {
-      const int lane = i % 8 * 4 + c % 32 / 8, step = c / 32 * 2 + c % 8 / 4;
-      const int r = i % 16 / 8 + 2 * (c % 4 / 2), e = c % 2, tile = i / 16 * (d / 16) + step;
-      const float a = Terms(1, layout().Forward() + 1024 * tile + 16 * lane + 4 * r + 2 * e, 512) *
-                      scale * At<float>(1, layout().ChannelScale() + 4 * c);
-      EXPECT_NEAR(a, codec.a[i * d + c], 0x1p-20 * scale);
-      bias -= static_cast<double>(codec.a[i * d + c]) * codec.mu[c];
+  for (int side : {0, 1}) {
+    const HeadCodec& codec = side == 0 ? set_->k(1, 2) : set_->v(1, 2);
+    for (int i = 0; i < d; i += 3) {
+      const float scale = At<float>(side, layout().ComponentScale() + 4 * i);
+      double bias = 0;
+      for (int c = 0; c < d; ++c) {
+        const int lane = i % 8 * 4 + c % 32 / 8, step = c / 32 * 2 + c % 8 / 4;
+        const int low = i % 16 / 8, high = c % 4 / 2, tile = i / 16 * (d / 16) + step;
+        const int word = side == 0 ? high + 2 * low : low + 2 * high;
+        const int at = 1024 * tile + 16 * lane + 4 * word + 2 * (c % 2);
+        const float a = Terms(side, layout().Forward() + at, 512) * scale *
+                        At<float>(side, layout().ChannelScale() + 4 * c);
+        EXPECT_NEAR(a, codec.a[i * d + c], 0x1p-20 * scale);
+        bias -= static_cast<double>(codec.a[i * d + c]) * codec.mu[c];
+      }
+      EXPECT_NEAR(At<float>(side, layout().ComponentBias() + 4 * i), bias, 1e-5);
     }
-    EXPECT_NEAR(At<float>(1, layout().ComponentBias() + 4 * i), bias, 1e-5);
   }
 }
 

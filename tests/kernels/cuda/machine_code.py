@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Checks the machine code of the page kernels against what they may use.
 
-    tests/kernels/cuda/machine_code.py FOLDER ARCHITECTURE...
+    tests/kernels/cuda/machine_code.py LIBRARY ARCHITECTURE...
 
-FOLDER holds NAME.compute_ARCHITECTURE.cubin for each file and architecture, as nvcc --keep leaves
-them. Registers are read from .nv.info, instructions are counted in the section of each kernel: 16
-bytes each on every architecture since sm_70, the opcode in the low 12 bits. Exit code 1 when a
-limit is broken or a kernel is missing.
+LIBRARY is libfq_cuda.a, compiled with -no-compress: the machine code of each file and architecture
+is an ELF file within it. Registers are read from .nv.info, instructions are counted in the section
+of each kernel: 16 bytes each on every architecture since sm_70, the opcode in the low 12 bits. Exit
+code 1 when a limit is broken or a kernel is missing.
 """
 
 import pathlib
@@ -20,6 +20,7 @@ MATRIX = 0x23C  # HMMA
 INSTRUCTION_BYTES = 16
 SYMBOL_BYTES = 24
 NO_BITS = 8  # type of a section without bytes in the file
+ELF_MAGIC, CUDA_MACHINE = b"\x7fELF", 190
 SIZED_RECORD, REGISTER_COUNT = 4, 0x2F  # .nv.info
 
 
@@ -61,16 +62,13 @@ class Kernel:
 
 
 class Elf:
-    """Sections of a cubin by name."""
+    """Sections of a cubin by name; `data` starts with it."""
 
-    def __init__(self, path: pathlib.Path) -> None:
-        data = path.read_bytes()
-        if data[:4] != b"\x7fELF":
-            raise ValueError(f"{path} is not an ELF file")
+    def __init__(self, data: memoryview) -> None:
         table, = struct.unpack_from("<Q", data, 0x28)
         size, count, names_index = struct.unpack_from("<HHH", data, 0x3A)
         headers = [struct.unpack_from("<IIQQQQ", data, table + i * size) for i in range(count)]
-        bodies = [data[offset:offset + length] if kind != NO_BITS else b""
+        bodies = [bytes(data[offset:offset + length]) if kind != NO_BITS else b""
                   for _, kind, _, _, offset, length in headers]
         self.sections = {text_at(bodies[names_index], header[0]): body
                          for header, body in zip(headers, bodies)}
@@ -99,9 +97,19 @@ def text_at(table: bytes, at: int) -> str:
     return table[at:table.index(b"\0", at)].decode()
 
 
-def read_kernels(cubin: pathlib.Path) -> list[Kernel]:
+def cubins(library: bytes, architecture: int):
+    """Every ELF file in the library that is machine code of an architecture."""
+    at = library.find(ELF_MAGIC)
+    while at >= 0:
+        machine, = struct.unpack_from("<H", library, at + 18)
+        flags, = struct.unpack_from("<I", library, at + 48)
+        if machine == CUDA_MACHINE and flags >> 8 & 0xFF == architecture:
+            yield Elf(memoryview(library)[at:])
+        at = library.find(ELF_MAGIC, at + 1)
+
+
+def read_kernels(elf: Elf) -> list[Kernel]:
     """Everything that has a .text.NAME section."""
-    elf = Elf(cubin)
     registers = elf.registers()
     kernels = []
     for section, code in elf.sections.items():
@@ -128,10 +136,10 @@ def broken(kernel: Kernel, limit: Limit) -> list[str]:
     return [text for wrong, text in checks if wrong]
 
 
-def check(folder: pathlib.Path, architecture: str) -> list[str]:
+def check(library: bytes, architecture: str) -> list[str]:
     """All problems of one architecture; prints a line per kernel."""
-    files = sorted(folder.glob(f"*.compute_{architecture}.cubin"))
-    kernels = [kernel for file in files for kernel in read_kernels(file)]
+    number = int(architecture.rstrip("a"))
+    kernels = [kernel for elf in cubins(library, number) for kernel in read_kernels(elf)]
     problems = []
     for pattern, limit in LIMITS.items():
         found = [kernel for kernel in kernels if re.search(pattern, kernel.name)]
@@ -152,8 +160,9 @@ def main() -> int:
     if len(sys.argv) < 3:
         print(__doc__, file=sys.stderr)
         return 2
+    library = pathlib.Path(sys.argv[1]).read_bytes()
     problems = [problem for architecture in sys.argv[2:]
-                for problem in check(pathlib.Path(sys.argv[1]), architecture)]
+                for problem in check(library, architecture)]
     print("\n".join(problems) if problems else "machine code: within its limits")
     return bool(problems)
 

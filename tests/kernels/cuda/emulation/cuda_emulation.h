@@ -60,6 +60,9 @@ Index Thread();
 Index Block();
 Index BlockSize();
 unsigned char* SharedMemory();
+// Ends the process with a message when the address is shared memory, which loads of constants do
+// not reach.
+void CheckIsGlobal(const void* address);
 void BlockBarrier();
 void WarpBarrier();
 
@@ -74,6 +77,7 @@ inline constexpr unsigned kWholeWarp = 0xFFFFFFFFu;
 
 template <typename T>
 T LoadConstant(const void* from) {
+  emulation::CheckIsGlobal(from);
   return *static_cast<const T*>(from);
 }
 

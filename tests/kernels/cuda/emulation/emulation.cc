@@ -79,6 +79,7 @@ struct Machine {
   const std::function<void()>* body = nullptr;
   unsigned thread = 0, block_index = 0;
   unsigned char* shared = nullptr;
+  size_t shared_bytes = 0;
 };
 Machine machine;
 
@@ -164,6 +165,7 @@ void RunGrid(int blocks, int threads, size_t shared_bytes, const std::function<v
   for (int block = 0; block < blocks; ++block) {
     const Guarded shared(shared_bytes);
     machine.shared = shared.data();
+    machine.shared_bytes = shared_bytes;
     machine.block_index = static_cast<unsigned>(block);
     RunBlock(threads);
   }
@@ -173,6 +175,13 @@ Index Thread() { return {machine.thread}; }
 Index Block() { return {machine.block_index}; }
 Index BlockSize() { return {static_cast<unsigned>(machine.fibers.size())}; }
 unsigned char* SharedMemory() { return machine.shared; }
+
+void CheckIsGlobal(const void* address) {
+  const auto* byte = static_cast<const unsigned char*>(address);
+  if (byte < machine.shared || byte >= machine.shared + machine.shared_bytes) return;
+  std::fprintf(stderr, "emulation: a load of constants from shared memory\n");
+  std::abort();
+}
 void BlockBarrier() { Wait(&machine.block, static_cast<unsigned>(machine.fibers.size())); }
 void WarpBarrier() { Wait(&machine.warps[machine.thread / 32], 32); }
 
