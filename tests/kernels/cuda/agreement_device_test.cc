@@ -272,13 +272,13 @@ class Agreement {
   void CompareCoded(int page, int layer, int head, const std::byte* primary,
                     const std::byte* refinement) {
     const auto* rows = reinterpret_cast<const float*>(coded_.host() + 2 * page * RowBytes());
-    std::vector<float> v(static_cast<size_t>(kPageTokens) * d_);
+    alignas(64) float v[kPageTokens * kMaxHeadSize];
     int64_t different = 0;
     for (Side side : {Side::kKey, Side::kValue}) {
       CodedSide coded = CodedSide::Of(*set_, layer, head, side);
       coded.base = primary;
       coded.refinement = refinement;
-      DecodeCoded(SimdPrimitives(), coded, v.data());
+      DecodeCoded(SimdPrimitives(), coded, v);
       for (int i = 0; i < kPageTokens * d_; ++i) {
         const float was = v[(i % d_) * kPageTokens + i / d_];
         different += FloatBits(was) != FloatBits(rows[i]) ? 1 : 0;
