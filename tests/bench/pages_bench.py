@@ -10,6 +10,7 @@ set.
 import argparse
 import json
 import pathlib
+import subprocess
 
 import attend_bench
 from run import ROOT
@@ -33,9 +34,13 @@ def main() -> None:
     parser.add_argument("--commit", help="default: that of the working tree")
     arguments = parser.parse_args()
     program = arguments.build.absolute() / "bin/pages_bench"
-    results = attend_bench.run_ours(program, ["--tables", str(TABLES)])
+    lines = subprocess.run([str(program), "--tables", str(TABLES)], check=True, text=True,
+                           stdout=subprocess.PIPE).stdout.splitlines()
+    results = [json.loads(line) for line in lines]
     print_table(results)
-    report = {"machine": attend_bench.describe_machine(arguments.commit), "results": results}
+    machine = attend_bench.describe_machine(arguments.commit)
+    machine["sm_clock"] = f"{attend_bench.sm_clock()} MHz"  # right behind the last kernel
+    report = {"machine": machine, "results": results}
     arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
