@@ -17,7 +17,7 @@ std::vector<std::byte> PackCoders(const CodecSet& set);
 // Immutable after Create; all methods may be called from any thread.
 class CoderTables {
  public:
-  // Copies to the current device, makes the candidate lists of the encoder's search there (576 KiB
+  // Copies to the current device, makes the candidate lists of the encoder's search there (1.4 MiB
   // a kv head and layer; without them it looks at all entries, to the same effect) and returns when
   // that is done. ResourceExhausted without memory.
   static absl::StatusOr<CoderTables> Create(const CodecSet& set, bool with_lists = true);
