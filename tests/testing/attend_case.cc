@@ -264,8 +264,17 @@ absl::StatusOr<AttendCase::Result> AttendCase::Run() {
       cudaMemcpy(result.out.data(), out_.as<void>(), out_.bytes(), cudaMemcpyDeviceToHost));
   FQ_RETURN_IF_CUDA_ERROR(
       cudaMemcpy(result.lse.data(), lse_.as<void>(), lse_.bytes(), cudaMemcpyDeviceToHost));
-  FQ_RETURN_IF_CUDA_ERROR(cudaMemcpy(result.queries.data(), workspace_->params().queries,
-                                     result.queries.size(), cudaMemcpyDeviceToHost));
+  // Only what the kernels have written: initcheck watches.
+  for (size_t i = 0; i < tasks_.size(); ++i) {
+    const bool written[] = {tasks_[i].record != nullptr, tasks_[i].refined != 0, true};
+    for (int part = 0; part < 3; ++part) {
+      const size_t at = i * layout.Bytes() + part * layout.Rows();
+      if (!written[part]) continue;
+      FQ_RETURN_IF_CUDA_ERROR(cudaMemcpy(result.queries.data() + at,
+                                         workspace_->params().queries + at, layout.Rows(),
+                                         cudaMemcpyDeviceToHost));
+    }
+  }
   return result;
 }
 
