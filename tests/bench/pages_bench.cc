@@ -1,8 +1,7 @@
-// Speed of encode and decode on a GPU. 4,096 pages of eight
-// heads, d = 128, FP16, engine blocks of 64 tokens in random order; rows whose components are unit
-// Gaussian; CUDA graphs that take turns on four sets of buffers of more than five times the L2
-// together; medians of 21 replays. Prints one JSON object a line; GB/s count the FP16 bytes of the
-// rows, as does the copy beside it.
+// Speed of encode and decode on a GPU. 4,096 pages of eight heads, d = 128, FP16, engine blocks of
+// 64 tokens in random order; rows whose components are unit Gaussian; CUDA graphs that take turns
+// on four sets of buffers of more than five times the L2 together; medians of 21 replays. Prints
+// one JSON object a line; GB/s count the FP16 bytes of the rows, as does the copy beside it.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -21,6 +20,7 @@
 #include "kernels/cuda/decode_pages.h"
 #include "kernels/cuda/encode_pages.h"
 #include "kernels/page_bytes.h"
+#include "tests/testing/check_cuda.h"
 #include "tests/testing/codec_set_builder.h"
 #include "tests/testing/random.h"
 
@@ -28,20 +28,6 @@ namespace fq {
 namespace {
 
 constexpr int kHeads = 8, kSets = 4, kReplays = 21;
-
-void Check(cudaError_t error) {
-  if (error != cudaSuccess) std::fprintf(stderr, "%s\n", cudaGetErrorString(error));
-  FQ_CHECK(error == cudaSuccess);
-}
-void Check(const absl::Status& status) {
-  if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
-  FQ_CHECK(status.ok());
-}
-template <typename T>
-T Value(absl::StatusOr<T> value) {
-  Check(value.status());
-  return *std::move(value);
-}
 
 // The tables of `from` that a head uses, in turns, in all places of a file of one layer.
 void TakeTables(const CodecSet& from, int head_size, std::vector<std::byte>* file) {

@@ -26,6 +26,7 @@
 #include "kernels/cuda/encode_pages.h"
 #include "kernels/page_bytes.h"
 #include "kernels/page_error.h"
+#include "tests/testing/check_cuda.h"
 #include "tests/testing/codec_set_builder.h"
 #include "tests/testing/random.h"
 
@@ -34,20 +35,6 @@ namespace {
 
 constexpr int kBatch = 4096;  // pages
 constexpr double kCodesEqual = 0.999, kErrorWithin = 1e-4;
-
-void Check(cudaError_t error) {
-  if (error != cudaSuccess) std::fprintf(stderr, "%s\n", cudaGetErrorString(error));
-  FQ_CHECK(error == cudaSuccess);
-}
-void Check(const absl::Status& status) {
-  if (!status.ok()) std::fprintf(stderr, "%s\n", status.ToString().c_str());
-  FQ_CHECK(status.ok());
-}
-template <typename T>
-T Value(absl::StatusOr<T> value) {
-  Check(value.status());
-  return *std::move(value);
-}
 
 // The same bytes on the device and, after ToHost, in pinned memory of the host.
 class Mirror {
