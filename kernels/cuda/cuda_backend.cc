@@ -40,8 +40,8 @@ struct StagedPage {
   size_t offset, bytes;
 };
 
-// The layout of a batch of pages of one kind: jobs and block numbers, then rows as exact pages,
-// then the pages themselves.
+// The layout of a batch of pages of one kind: jobs, where their rows lie and block numbers, then
+// rows as exact pages, then the pages themselves.
 class Batch {
  public:
   explicit Batch(const Backend::Context& context) : context_(context) {}
@@ -51,7 +51,8 @@ class Batch {
     const size_t count = tasks.size();
     jobs_.assign(count, PageJob());
     pages_.clear();
-    blocks_offset_ = Align(sizeof(PageJob) * count);
+    sets_offset_ = Align(sizeof(PageJob) * count);
+    blocks_offset_ = sets_offset_ + Align(sizeof(PagedRows));
     rows_offset_ = blocks_offset_ + Align(sizeof(int32_t) * count);
     pages_offset_ = end_ = rows_offset_ + count * RowBytes();
     for (size_t i = 0; i < count; ++i) AddPage(PageOf(tasks[i]), i);
@@ -64,7 +65,7 @@ class Batch {
   size_t end() const { return end_; }
   const std::vector<StagedPage>& pages() const { return pages_; }
 
-  // Puts jobs and block numbers into the staging buffer.
+  // Puts jobs, where their rows lie and block numbers into the staging buffer.
   void WriteJobs(const HostStaging& staging) {
     auto* blocks = reinterpret_cast<int32_t*>(staging.host() + blocks_offset_);
     for (size_t i = 0; i < jobs_.size(); ++i) {
@@ -77,28 +78,34 @@ class Batch {
       }
     }
     std::memcpy(staging.host(), jobs_.data(), sizeof(PageJob) * jobs_.size());
+    const PagedRows rows = StagedRows(staging);
+    std::memcpy(staging.host() + sets_offset_, &rows, sizeof(rows));
   }
 
   PageJobs DeviceJobs(const HostStaging& staging) const {
     PageJobs jobs;
     jobs.jobs = reinterpret_cast<const PageJob*>(staging.device());
     jobs.count = static_cast<int>(jobs_.size());
+    jobs.checked = false;
     return jobs;
   }
 
-  PagedRows DeviceRows(const HostStaging& staging) const {
-    PagedRows rows;
-    rows.k = staging.device() + rows_offset_;
-    rows.v = staging.device() + rows_offset_ + RowBytes() / 2;
-    rows.block_stride = static_cast<int64_t>(RowBytes() / Element());
-    rows.token_stride = context_.head_size;
-    rows.dtype = context_.dtype;
-    return rows;
+  RowSets DeviceRows(const HostStaging& staging) const {
+    return {reinterpret_cast<const PagedRows*>(staging.device() + sets_offset_), context_.dtype};
   }
 
  private:
   static size_t Align(size_t bytes) { return (bytes + 63) / 64 * 64; }
   int Element() const { return ElementBytes(context_.dtype); }
+
+  PagedRows StagedRows(const HostStaging& staging) const {
+    PagedRows rows;
+    rows.k = staging.device() + rows_offset_;
+    rows.v = staging.device() + rows_offset_ + RowBytes() / 2;
+    rows.block_stride = static_cast<int64_t>(RowBytes() / Element());
+    rows.token_stride = context_.head_size;
+    return rows;
+  }
 
   // Offsets stand in for pointers until the staging buffers are large enough.
   void AddPage(const TaskPage& page, size_t index) {
@@ -125,7 +132,7 @@ class Batch {
   const Backend::Context& context_;
   std::vector<PageJob> jobs_;
   std::vector<StagedPage> pages_;
-  size_t blocks_offset_ = 0, rows_offset_ = 0, pages_offset_ = 0, end_ = 0;
+  size_t sets_offset_ = 0, blocks_offset_ = 0, rows_offset_ = 0, pages_offset_ = 0, end_ = 0;
 };
 
 // Tasks of one kind, in their order.

@@ -16,7 +16,7 @@ constexpr int kThreads = 128, kWarps = kThreads / 32;
 // A thread block decodes one side of one page.
 struct DecodeParams {
   PageJobs jobs;
-  PagedRows rows;
+  RowSets rows;
   const std::byte* coders;
 };
 
@@ -449,13 +449,14 @@ __global__ void __launch_bounds__(kThreads, kDomain == Domain::kRows ? 4 : 7)
       {kHeadSize, p.jobs.refined ? 2 : 1},
       job.refinement != nullptr,
       static_cast<int>(threadIdx.x) & 31};
-  FillRowOffsets(p.rows, job, shared->offsets);
+  const PagedRows& rows = p.rows.sets[job.rows];
+  FillRowOffsets(rows, job, shared->offsets);
   const int record = job.sink != 0 ? static_cast<int>(SinkRecordBytes(kHeadSize)) : 0;
-  if (!VerifyPages(p.jobs, index, *At<uint32_t>(side.coder, kLayout.PageBytes(0)) + record,
+  if (!VerifyPages(p.jobs, job, *At<uint32_t>(side.coder, kLayout.PageBytes(0)) + record,
                    *At<uint32_t>(side.coder, kLayout.PageBytes(1)), is_key, shared->scratch)) {
     return;
   }
-  const RowTarget target{p.rows.dtype, static_cast<std::byte*>(is_key ? p.rows.k : p.rows.v),
+  const RowTarget target{p.rows.dtype, static_cast<std::byte*>(is_key ? rows.k : rows.v),
                          shared->offsets, SinkEnd(job), job.tokens};
   if (is_key) {
     DecodeBaseSide<kHeadSize, kDomain, Side::kKey>(side, target);
@@ -494,7 +495,7 @@ cudaError_t LaunchDecodeBase(const DecodeOptions& options, const DecodeParams& p
 }  // namespace
 
 absl::Status DecodePages(const DecodeOptions& options, const CoderTables* coders,
-                         const PageJobs& jobs, const PagedRows& rows, cudaStream_t stream) {
+                         const PageJobs& jobs, const RowSets& rows, cudaStream_t stream) {
   if (!IsHeadSize(options.head_size)) {
     return absl::InvalidArgumentError(
         absl::StrCat("head_size is ", options.head_size, ", not 64, 96, 128 or 256"));

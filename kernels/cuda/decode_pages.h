@@ -26,6 +26,6 @@ struct DecodeOptions {
 // pages, `jobs`, `rows` and the coders must live until the stream has done it. InvalidArgument for
 // a head size that does not exist; Internal with the name of the CUDA call that failed.
 absl::Status DecodePages(const DecodeOptions& options, const CoderTables* coders,
-                         const PageJobs& jobs, const PagedRows& rows, cudaStream_t stream);
+                         const PageJobs& jobs, const RowSets& rows, cudaStream_t stream);
 
 }  // namespace fq

@@ -22,7 +22,7 @@ constexpr int kListsAhead = 4;  // lists on their way before the first is needed
 // A thread block encodes one side of one page. Its warps take turns in the pairs of groups.
 struct EncodeParams {
   PageJobs jobs;
-  PagedRows rows;
+  RowSets rows;
   const std::byte* coders;
   const std::byte* lists;  // [coder][2][ListBytes()], or null
 };
@@ -132,10 +132,10 @@ struct RowUnit {
 // Rows of the page as fragments of tokens x channels (coder_layout.h, ForwardChannel). Rows that
 // the page does not have are 0. All loads of a few units are on their way at once.
 template <int kHeadSize>
-__device__ void LoadFragments(const EncodeSide& side, const PagedRows& rows, int warps) {
+__device__ void LoadFragments(const EncodeSide& side, DType dtype, const std::byte* base,
+                              int warps) {
   using Unit = RowUnit<kHeadSize>;
   constexpr CoderLayout kLayout{kHeadSize};
-  const auto* base = static_cast<const std::byte*>(side.kv == 0 ? rows.k : rows.v);
 #pragma unroll 1
   for (int first = side.warp; first < Unit::kCount; first += kUnitsAhead * warps) {
     RawChannels raw[kUnitsAhead][2];
@@ -145,7 +145,7 @@ __device__ void LoadFragments(const EncodeSide& side, const PagedRows& rows, int
       const int token = unit.token + 8 * (i & 1);
       raw[i / 2][i & 1] = RawChannels{};
       if (first + i / 2 * warps >= Unit::kCount || token >= side.job.tokens) continue;
-      raw[i / 2][i & 1] = LoadRaw(rows.dtype, base, Shared().offsets[token] + unit.channel);
+      raw[i / 2][i & 1] = LoadRaw(dtype, base, Shared().offsets[token] + unit.channel);
     }
 #pragma unroll
     for (int i = 0; i < kUnitsAhead; ++i) {
@@ -156,8 +156,8 @@ __device__ void LoadFragments(const EncodeSide& side, const PagedRows& rows, int
       uint4 two[2];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        WidenRaw(rows.dtype, raw[i][r], x[r]);
-        two[r] = Scaled<kHeadSize>(side, rows.dtype, unit.channel, scale, x[r]);
+        WidenRaw(dtype, raw[i][r], x[r]);
+        two[r] = Scaled<kHeadSize>(side, dtype, unit.channel, scale, x[r]);
       }
       uint4* to = Fragments(side.lane) + (8 * unit.block + unit.tile) * 32;
       if (side.kv == 0) {
@@ -462,14 +462,16 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 2) EncodeBasePages(EncodeParam
                         static_cast<int>(threadIdx.x) & 31};
   const int threads = static_cast<int>(blockDim.x);
   if (threadIdx.x == 0) Shared().next_task[0] = 0;
-  FillRowOffsets(p.rows, job, Shared().offsets);
+  const PagedRows& rows = p.rows.sets[job.rows];
+  FillRowOffsets(rows, job, Shared().offsets);
   for (int part = 0; part < (job.refinement == nullptr ? 1 : 2); ++part) {
     FillTables<kHeadSize>(side, part, threads);
   }
   __syncthreads();
-  LoadFragments<kHeadSize>(side, p.rows, threads / 32);
+  LoadFragments<kHeadSize>(side, p.rows.dtype,
+                           static_cast<const std::byte*>(kv == 0 ? rows.k : rows.v), threads / 32);
   if (job.sink != 0 && kv == 0) {
-    EncodeSinkRows(kHeadSize, p.rows, job, Shared().offsets,
+    EncodeSinkRows(kHeadSize, p.rows.dtype, rows, job, Shared().offsets,
                    job.primary + *At<uint32_t>(side.coder, kLayout.PageBytes(0)));
   }
   __syncthreads();
@@ -481,11 +483,10 @@ template <int kHeadSize>
 __global__ void __launch_bounds__(kChecksumThreads) SumBasePages(EncodeParams p) {
   constexpr CoderLayout kLayout{kHeadSize};
   FQ_DYNAMIC_SHARED(memory);
-  const int index = static_cast<int>(blockIdx.x);
-  const PageJob& job = p.jobs.jobs[index];
+  const PageJob& job = p.jobs.jobs[blockIdx.x];
   const std::byte* coder = p.coders + 2 * static_cast<size_t>(job.coder) * kLayout.Bytes();
   const int record = job.sink != 0 ? static_cast<int>(SinkRecordBytes(kHeadSize)) : 0;
-  WriteChecksums(p.jobs, index, *At<uint32_t>(coder, kLayout.PageBytes(0)) + record,
+  WriteChecksums(job, *At<uint32_t>(coder, kLayout.PageBytes(0)) + record,
                  *At<uint32_t>(coder, kLayout.PageBytes(1)), reinterpret_cast<uint64_t*>(memory));
 }
 
@@ -504,9 +505,7 @@ cudaError_t LaunchEncode(const EncodeParams& params, cudaStream_t stream) {
   const cudaError_t error = Launch(EncodeBasePages<kHeadSize>,
                                    {2 * params.jobs.count, 32 * warps, shared}, stream, params);
   if (error != cudaSuccess) return error;
-  if (params.jobs.primary_checksums == nullptr && params.jobs.refinement_checksums == nullptr) {
-    return cudaSuccess;
-  }
+  if (!params.jobs.checked) return cudaSuccess;
   constexpr size_t kScratch = 32 * sizeof(uint64_t);
   return Launch(SumBasePages<kHeadSize>, {params.jobs.count, kChecksumThreads, kScratch}, stream,
                 params);
@@ -528,7 +527,7 @@ cudaError_t LaunchEncodeBase(int head_size, const EncodeParams& params, cudaStre
 }  // namespace
 
 absl::Status EncodePages(PageKind kind, int head_size, const CoderTables* coders,
-                         const PageJobs& jobs, const PagedRows& rows, cudaStream_t stream) {
+                         const PageJobs& jobs, const RowSets& rows, cudaStream_t stream) {
   if (!IsHeadSize(head_size)) {
     return absl::InvalidArgumentError(
         absl::StrCat("head_size is ", head_size, ", not 64, 96, 128 or 256"));

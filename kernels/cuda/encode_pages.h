@@ -20,6 +20,6 @@ namespace fq {
 // lose what FP16 does not hold), and its sums have another order. A NaN counts as the FP16 nearest
 // to the mean, and rows end at 65504 times the channel's scale.
 absl::Status EncodePages(PageKind kind, int head_size, const CoderTables* coders,
-                         const PageJobs& jobs, const PagedRows& rows, cudaStream_t stream);
+                         const PageJobs& jobs, const RowSets& rows, cudaStream_t stream);
 
 }  // namespace fq

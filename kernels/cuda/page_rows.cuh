@@ -114,39 +114,37 @@ __device__ inline uint64_t BlockChecksum(const std::byte* page, int bytes, uint6
   return ChecksumFinish(sum, bytes);
 }
 
-// Compares the checksums of a job's pages where the caller has them; true when all fit. Sets
-// jobs.broken when `report`. The sizes are those of the pages in bytes.
-__device__ inline bool VerifyPages(const PageJobs& jobs, int index, int primary_bytes,
+// Compares the checksums of a job's pages where the caller has them; true when all fit. Sets the
+// job's flag when `report`. The sizes are those of the pages in bytes.
+__device__ inline bool VerifyPages(const PageJobs& jobs, const PageJob& job, int primary_bytes,
                                    int refinement_bytes, bool report, uint64_t* scratch) {
-  const PageJob& job = jobs.jobs[index];
   int broken = 0;
-  if (jobs.primary_checksums != nullptr) {
+  if (job.primary_checksum != nullptr) {
     const uint64_t found = BlockChecksum(job.primary, primary_bytes, scratch);
-    broken |= found != jobs.primary_checksums[index] ? 1 : 0;
+    broken |= found != *job.primary_checksum ? 1 : 0;
   }
-  if (jobs.refinement_checksums != nullptr && job.refinement != nullptr) {
+  if (job.refinement_checksum != nullptr && job.refinement != nullptr) {
     const uint64_t found = BlockChecksum(job.refinement, refinement_bytes, scratch);
-    broken |= found != jobs.refinement_checksums[index] ? 2 : 0;
+    broken |= found != *job.refinement_checksum ? 2 : 0;
   }
-  if (report && jobs.broken != nullptr && threadIdx.x == 0) {
-    jobs.broken[index] = static_cast<uint8_t>(broken);
+  if (report && broken != 0 && jobs.broken != nullptr && threadIdx.x == 0) {
+    jobs.broken[job.flag] = static_cast<uint8_t>(broken);
   }
   return broken == 0;
 }
 
 // Writes the checksums that the caller asks for. After a page's bytes have been stored by any
 // thread of the block.
-__device__ inline void WriteChecksums(const PageJobs& jobs, int index, int primary_bytes,
-                                      int refinement_bytes, uint64_t* scratch) {
-  const PageJob& job = jobs.jobs[index];
+__device__ inline void WriteChecksums(const PageJob& job, int primary_bytes, int refinement_bytes,
+                                      uint64_t* scratch) {
   __syncthreads();
-  if (jobs.primary_checksums != nullptr) {
+  if (job.primary_checksum != nullptr) {
     const uint64_t checksum = BlockChecksum(job.primary, primary_bytes, scratch);
-    if (threadIdx.x == 0) jobs.primary_checksums[index] = checksum;
+    if (threadIdx.x == 0) *job.primary_checksum = checksum;
   }
-  if (jobs.refinement_checksums != nullptr && job.refinement != nullptr) {
+  if (job.refinement_checksum != nullptr && job.refinement != nullptr) {
     const uint64_t checksum = BlockChecksum(job.refinement, refinement_bytes, scratch);
-    if (threadIdx.x == 0) jobs.refinement_checksums[index] = checksum;
+    if (threadIdx.x == 0) *job.refinement_checksum = checksum;
   }
 }
 
@@ -169,17 +167,17 @@ __device__ inline void EncodeSinkRow(int head_size, DType dtype, const std::byte
 }
 
 // Writes the sink record of a page.
-__device__ inline void EncodeSinkRows(int head_size, const PagedRows& rows, const PageJob& job,
-                                      const int64_t* offsets, std::byte* record) {
+__device__ inline void EncodeSinkRows(int head_size, DType dtype, const PagedRows& rows,
+                                      const PageJob& job, const int64_t* offsets,
+                                      std::byte* record) {
   const int lane = static_cast<int>(threadIdx.x) & 31;
   for (int i = static_cast<int>(threadIdx.x) / 32; i < 2 * kSinkRows;
        i += static_cast<int>(blockDim.x) / 32) {
     const int row = i % kSinkRows;
     const Side side = i < kSinkRows ? Side::kKey : Side::kValue;
     const auto* base = static_cast<const std::byte*>(i < kSinkRows ? rows.k : rows.v);
-    const std::byte* from =
-        row < job.tokens ? base + ElementBytes(rows.dtype) * offsets[row] : nullptr;
-    EncodeSinkRow(head_size, rows.dtype, from, lane,
+    const std::byte* from = row < job.tokens ? base + ElementBytes(dtype) * offsets[row] : nullptr;
+    EncodeSinkRow(head_size, dtype, from, lane,
                   reinterpret_cast<int8_t*>(record + SinkRowOffset(side, row, head_size)),
                   reinterpret_cast<float*>(record + SinkScaleOffset(side, row, head_size)));
   }

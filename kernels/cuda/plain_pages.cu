@@ -15,7 +15,7 @@ constexpr int kThreads = 256;
 // A thread block works on one page.
 struct PlainParams {
   PageJobs jobs;
-  PagedRows rows;
+  RowSets rows;
   int head_size;
 };
 
@@ -43,7 +43,8 @@ __device__ int UniversalBytes(const PlainParams& p, const PageJob& job) {
 // Copies rows between the engine and the page, 16 bytes a step; rows that the page does not have
 // become 0 in it.
 template <bool kEncode>
-__device__ void CopyExactRows(const PlainParams& p, const PageJob& job, const int64_t* offsets) {
+__device__ void CopyExactRows(const PlainParams& p, const PagedRows& rows, const PageJob& job,
+                              const int64_t* offsets) {
   const int element = ElementBytes(p.rows.dtype), chunks = p.head_size * element / 16;
   for (int i = ThreadIndex(); i < 2 * kPageTokens * chunks; i += kThreads) {
     const Side side = i < kPageTokens * chunks ? Side::kKey : Side::kValue;
@@ -54,7 +55,7 @@ __device__ void CopyExactRows(const PlainParams& p, const PageJob& job, const in
       continue;
     }
     auto* own =
-        reinterpret_cast<uint4*>(SideBase(p.rows, side) + element * offsets[row]) + i % chunks;
+        reinterpret_cast<uint4*>(SideBase(rows, side) + element * offsets[row]) + i % chunks;
     if (kEncode) {
       *page = *own;
     } else {
@@ -66,23 +67,23 @@ __device__ void CopyExactRows(const PlainParams& p, const PageJob& job, const in
 __global__ void __launch_bounds__(kThreads) EncodeExactPages(PlainParams p) {
   FQ_DYNAMIC_SHARED(memory);
   auto* shared = reinterpret_cast<PlainShared*>(memory);
-  const int index = static_cast<int>(blockIdx.x);
-  const PageJob job = p.jobs.jobs[index];
-  FillRowOffsets(p.rows, job, shared->offsets);
+  const PageJob job = p.jobs.jobs[blockIdx.x];
+  const PagedRows rows = p.rows.sets[job.rows];
+  FillRowOffsets(rows, job, shared->offsets);
   __syncthreads();
-  CopyExactRows<true>(p, job, shared->offsets);
-  WriteChecksums(p.jobs, index, ExactBytes(p), 0, shared->scratch);
+  CopyExactRows<true>(p, rows, job, shared->offsets);
+  WriteChecksums(job, ExactBytes(p), 0, shared->scratch);
 }
 
 __global__ void __launch_bounds__(kThreads) DecodeExactPages(PlainParams p) {
   FQ_DYNAMIC_SHARED(memory);
   auto* shared = reinterpret_cast<PlainShared*>(memory);
-  const int index = static_cast<int>(blockIdx.x);
-  const PageJob job = p.jobs.jobs[index];
-  FillRowOffsets(p.rows, job, shared->offsets);
-  if (!VerifyPages(p.jobs, index, ExactBytes(p), 0, true, shared->scratch)) return;
+  const PageJob job = p.jobs.jobs[blockIdx.x];
+  const PagedRows rows = p.rows.sets[job.rows];
+  FillRowOffsets(rows, job, shared->offsets);
+  if (!VerifyPages(p.jobs, job, ExactBytes(p), 0, true, shared->scratch)) return;
   __syncthreads();
-  CopyExactRows<false>(p, job, shared->offsets);
+  CopyExactRows<false>(p, rows, job, shared->offsets);
 }
 
 // Orthonormal Walsh-Hadamard transform over the channels of every block, in place; the butterflies
@@ -105,14 +106,14 @@ __device__ void Hadamard(int head_size, float* x) {
 }
 
 // x [head_size][64] of one side, sanitised; rows that the page does not have are 0.
-__device__ void LoadColumns(const PlainParams& p, const PageJob& job, Side side,
-                            const int64_t* offsets, float* x) {
+__device__ void LoadColumns(const PlainParams& p, const PagedRows& rows, const PageJob& job,
+                            Side side, const int64_t* offsets, float* x) {
   const int chunks = p.head_size / 8;
   for (int i = ThreadIndex(); i < kPageTokens * chunks; i += kThreads) {
     const int token = i % kPageTokens, channel = i / kPageTokens * 8;
     float row[8] = {};
     if (token < job.tokens) {
-      LoadChannels(p.rows.dtype, SideBase(p.rows, side), offsets[token] + channel, row);
+      LoadChannels(p.rows.dtype, SideBase(rows, side), offsets[token] + channel, row);
     }
     for (int c = 0; c < 8; ++c) x[(channel + c) * kPageTokens + token] = Sanitised(row[c]);
   }
@@ -150,13 +151,13 @@ __global__ void __launch_bounds__(kThreads) EncodeUniversalPages(PlainParams p) 
   FQ_DYNAMIC_SHARED(memory);
   auto* shared = reinterpret_cast<PlainShared*>(memory);
   auto* x = reinterpret_cast<float*>(shared + 1);
-  const int index = static_cast<int>(blockIdx.x);
-  const PageJob job = p.jobs.jobs[index];
-  FillRowOffsets(p.rows, job, shared->offsets);
+  const PageJob job = p.jobs.jobs[blockIdx.x];
+  const PagedRows rows = p.rows.sets[job.rows];
+  FillRowOffsets(rows, job, shared->offsets);
   __syncthreads();
   for (int i = 0; i < 2; ++i) {
     const Side side = i == 0 ? Side::kKey : Side::kValue;
-    LoadColumns(p, job, side, shared->offsets, x);
+    LoadColumns(p, rows, job, side, shared->offsets, x);
     Normalise(side, p.head_size, x, job.primary);
     Hadamard(p.head_size, x);
     std::byte* codes = UniversalCodes(job, side, p.head_size);
@@ -168,10 +169,10 @@ __global__ void __launch_bounds__(kThreads) EncodeUniversalPages(PlainParams p) 
     __syncthreads();
   }
   if (job.sink != 0) {
-    EncodeSinkRows(p.head_size, p.rows, job, shared->offsets,
+    EncodeSinkRows(p.head_size, p.rows.dtype, rows, job, shared->offsets,
                    job.primary + UniversalPageBytes(p.head_size));
   }
-  WriteChecksums(p.jobs, index, UniversalBytes(p, job), 0, shared->scratch);
+  WriteChecksums(job, UniversalBytes(p, job), 0, shared->scratch);
 }
 
 // Levels of one side to rows: x = norm * (H v).
@@ -197,10 +198,10 @@ __global__ void __launch_bounds__(kThreads) DecodeUniversalPages(PlainParams p) 
   FQ_DYNAMIC_SHARED(memory);
   auto* shared = reinterpret_cast<PlainShared*>(memory);
   auto* x = reinterpret_cast<float*>(shared + 1);
-  const int index = static_cast<int>(blockIdx.x);
-  const PageJob job = p.jobs.jobs[index];
-  FillRowOffsets(p.rows, job, shared->offsets);
-  if (!VerifyPages(p.jobs, index, UniversalBytes(p, job), 0, true, shared->scratch)) return;
+  const PageJob job = p.jobs.jobs[blockIdx.x];
+  const PagedRows rows = p.rows.sets[job.rows];
+  FillRowOffsets(rows, job, shared->offsets);
+  if (!VerifyPages(p.jobs, job, UniversalBytes(p, job), 0, true, shared->scratch)) return;
   __syncthreads();
   const int chunks = p.head_size / 8, begin = SinkEnd(job);
   for (int i = 0; i < 2; ++i) {
@@ -211,10 +212,10 @@ __global__ void __launch_bounds__(kThreads) DecodeUniversalPages(PlainParams p) 
       if (token < begin || token >= job.tokens) continue;
       float row[8];
       for (int c = 0; c < 8; ++c) row[c] = x[(channel + c) * kPageTokens + token];
-      StoreChannels(p.rows.dtype, SideBase(p.rows, side), shared->offsets[token] + channel, row);
+      StoreChannels(p.rows.dtype, SideBase(rows, side), shared->offsets[token] + channel, row);
     }
     DecodeSinkRows(side, p.head_size, job.primary + UniversalPageBytes(p.head_size), begin,
-                   p.rows.dtype, SideBase(p.rows, side), shared->offsets);
+                   p.rows.dtype, SideBase(rows, side), shared->offsets);
     __syncthreads();
   }
 }
@@ -229,7 +230,7 @@ absl::Status LaunchPlain(void (*kernel)(PlainParams), const char* name, bool col
 }  // namespace
 
 absl::Status EncodePlainPages(PageKind kind, int head_size, const PageJobs& jobs,
-                              const PagedRows& rows, cudaStream_t stream) {
+                              const RowSets& rows, cudaStream_t stream) {
   const PlainParams params{jobs, rows, head_size};
   return kind == PageKind::kExact
              ? LaunchPlain(EncodeExactPages, "EncodeExactPages", false, params, stream)
@@ -237,7 +238,7 @@ absl::Status EncodePlainPages(PageKind kind, int head_size, const PageJobs& jobs
 }
 
 absl::Status DecodePlainPages(PageKind kind, int head_size, const PageJobs& jobs,
-                              const PagedRows& rows, cudaStream_t stream) {
+                              const RowSets& rows, cudaStream_t stream) {
   const PlainParams params{jobs, rows, head_size};
   return kind == PageKind::kExact
              ? LaunchPlain(DecodeExactPages, "DecodeExactPages", false, params, stream)

@@ -11,8 +11,8 @@ namespace fq {
 
 // `kind` is kExact or kUniversal; bit for bit the CPU's bytes and values.
 absl::Status EncodePlainPages(PageKind kind, int head_size, const PageJobs& jobs,
-                              const PagedRows& rows, cudaStream_t stream);
+                              const RowSets& rows, cudaStream_t stream);
 absl::Status DecodePlainPages(PageKind kind, int head_size, const PageJobs& jobs,
-                              const PagedRows& rows, cudaStream_t stream);
+                              const RowSets& rows, cudaStream_t stream);
 
 }  // namespace fq

@@ -58,6 +58,10 @@ struct Pages {
   int count;
   size_t primary_bytes, refinement_bytes;
   DeviceBuffer rows, decoded, primary, refinement, plain, blocks, jobs;
+  DeviceBuffer row_sets;  // PagedRows of `rows` and of `decoded`
+
+  RowSets Rows() const { return {row_sets.as<PagedRows>(), DType::kF16}; }
+  RowSets Decoded() const { return {row_sets.as<PagedRows>() + 1, DType::kF16}; }
 };
 
 class Bench {
@@ -73,18 +77,18 @@ class Bench {
   size_t RowBytes() const { return size_t(2) * 64 * d_ * 2 * blocks_ * kHeads; }
 
   void Encode(const Pages& pages, bool refined) {
-    Check(EncodePages(PageKind::kBase, d_, coders_.get(), Jobs(pages, refined), Rows(pages.rows),
+    Check(EncodePages(PageKind::kBase, d_, coders_.get(), Jobs(pages, refined), pages.Rows(),
                       stream_));
   }
   void Decode(const Pages& pages, bool refined, Domain domain) {
     Check(DecodePages({PageKind::kBase, d_, domain}, coders_.get(), Jobs(pages, refined),
-                      Rows(pages.decoded), stream_));
+                      pages.Decoded(), stream_));
   }
   void EncodePlain(const Pages& pages, PageKind kind) {
-    Check(EncodePages(kind, d_, nullptr, PlainJobs(pages), Rows(pages.rows), stream_));
+    Check(EncodePages(kind, d_, nullptr, PlainJobs(pages), pages.Rows(), stream_));
   }
   void DecodePlain(const Pages& pages, PageKind kind) {
-    Check(DecodePages({kind, d_}, nullptr, PlainJobs(pages), Rows(pages.decoded), stream_));
+    Check(DecodePages({kind, d_}, nullptr, PlainJobs(pages), pages.Decoded(), stream_));
   }
   // Reads and writes the bytes of the rows in all.
   void Copy(const Pages& pages) {
@@ -198,6 +202,8 @@ class Bench {
     pages.rows = Value(DeviceBuffer::Allocate(RowBytes()));
     pages.decoded = Value(DeviceBuffer::Allocate(RowBytes()));
     pages.plain = Value(DeviceBuffer::Allocate(RowBytes()));
+    const PagedRows row_sets[] = {Rows(pages.rows), Rows(pages.decoded)};
+    pages.row_sets = Value(DeviceBuffer::CopyOf(row_sets, sizeof(row_sets)));
     std::vector<PageJob> jobs(pages.count);
     pages.primary_bytes = pages.refinement_bytes = 0;
     for (int i = 0; i < pages.count; ++i) {
@@ -245,8 +251,7 @@ class Bench {
     list.jobs = own.as<PageJob>();
     list.count = pages.count;
     list.refined = false;
-    Check(
-        DecodePages({PageKind::kBase, d_, Domain::kRows}, &wide, list, Rows(pages.rows), stream_));
+    Check(DecodePages({PageKind::kBase, d_, Domain::kRows}, &wide, list, pages.Rows(), stream_));
     Check(cudaStreamSynchronize(stream_));
   }
 
@@ -255,6 +260,7 @@ class Bench {
     jobs.jobs = pages.jobs.as<PageJob>() + (refined ? 0 : pages.count);
     jobs.count = pages.count;
     jobs.refined = refined;
+    jobs.checked = false;
     return jobs;
   }
 
@@ -262,6 +268,7 @@ class Bench {
     PageJobs jobs;
     jobs.jobs = pages.jobs.as<PageJob>() + 2 * pages.count;
     jobs.count = pages.count;
+    jobs.checked = false;
     return jobs;
   }
 

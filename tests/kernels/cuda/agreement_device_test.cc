@@ -147,9 +147,12 @@ class Agreement {
     PageJobs list;
     list.jobs = own.as<PageJob>();
     list.count = pages;
-    Check(EncodePages(PageKind::kBase, d_, &coders_, list, Rows(rows_, DType::kF16), nullptr));
+    list.checked = false;
+    const DeviceBuffer rows = Rows(rows_, DType::kF16), coded = Rows(coded_, DType::kF32);
+    Check(EncodePages(PageKind::kBase, d_, &coders_, list, {rows.as<PagedRows>(), DType::kF16},
+                      nullptr));
     Check(DecodePages({PageKind::kBase, d_, Domain::kCoded}, &coders_, list,
-                      Rows(coded_, DType::kF32), nullptr));
+                      {coded.as<PagedRows>(), DType::kF32}, nullptr));
     for (const Mirror* mirror : {&rows_, &primary_, &refinement_, &coded_}) mirror->ToHost();
   }
 
@@ -165,20 +168,20 @@ class Agreement {
     list.jobs = own.as<PageJob>();
     list.count = static_cast<int>(jobs.size());
     list.refined = false;
-    Check(DecodePages({PageKind::kBase, d_, Domain::kRows}, &wide_, list, Rows(rows_, DType::kF16),
-                      nullptr));
+    const DeviceBuffer rows = Rows(rows_, DType::kF16);
+    Check(DecodePages({PageKind::kBase, d_, Domain::kRows}, &wide_, list,
+                      {rows.as<PagedRows>(), DType::kF16}, nullptr));
     Check(cudaStreamSynchronize(nullptr));
   }
 
   // Pages of rows behind one another, K before V.
-  PagedRows Rows(const Mirror& mirror, DType dtype) const {
+  DeviceBuffer Rows(const Mirror& mirror, DType dtype) const {
     PagedRows rows;
     rows.k = mirror.device();
     rows.v = mirror.device() + kPageTokens * d_ * ElementBytes(dtype);
     rows.block_stride = 2 * kPageTokens * d_;
     rows.token_stride = d_;
-    rows.dtype = dtype;
-    return rows;
+    return Value(DeviceBuffer::CopyOf(&rows, sizeof(rows)));
   }
 
   void CompareAll(int pages, int threads) {

@@ -58,7 +58,7 @@ std::string NameOf(const testing::TestParamInfo<Scene>& info) {
 // Four pages: two of head 0, two of head 1; the last of each is short, the first a sink block.
 class PageKernelsTest : public testing::TestWithParam<Scene> {
  protected:
-  static constexpr int kPages = 4;
+  static constexpr int kPages = 4, kRowSet = 2;
 
   void SetUp() override {
     auto set = CodecSet::Parse(BuildCodecSet(1, kHeads, d(), 5));
@@ -125,10 +125,16 @@ class PageKernelsTest : public testing::TestWithParam<Scene> {
       }
       jobs_.push_back(job);
     }
-    device_jobs_ = Copy(jobs_.data(), jobs_.size() * sizeof(PageJob));
     const uint64_t nothing[2 * kPages] = {};
     checksums_ = Copy(nothing, sizeof(nothing));
-    broken_ = Allocate(kPages);
+    for (int i = 0; i < kPages; ++i) {
+      jobs_[i].primary_checksum = checksums_.as<uint64_t>() + i;
+      jobs_[i].refinement_checksum = checksums_.as<uint64_t>() + kPages + i;
+      jobs_[i].flag = i;
+      jobs_[i].rows = kRowSet;
+    }
+    device_jobs_ = Copy(jobs_.data(), jobs_.size() * sizeof(PageJob));
+    broken_ = Copy(nothing, kPages);
   }
 
   const CodecProfile& Profile(int page) const { return set_->profile(0, page / 2); }
@@ -154,22 +160,21 @@ class PageKernelsTest : public testing::TestWithParam<Scene> {
     jobs.jobs = device_jobs_.as<PageJob>();
     jobs.count = kPages;
     jobs.refined = scene().refined;
-    jobs.primary_checksums = checksums_.as<uint64_t>();
-    jobs.refinement_checksums = checksums_.as<uint64_t>() + kPages;
     jobs.broken = broken_.as<uint8_t>();
     return jobs;
   }
 
-  PagedRows Rows(const DeviceBuffer& buffer) const {
-    PagedRows rows;
+  // What the jobs take for their rows is in place kRowSet; the sets before it are null.
+  DeviceBuffer Rows(const DeviceBuffer& buffer) const {
+    PagedRows sets[kRowSet + 1];
+    PagedRows& rows = sets[kRowSet];
     rows.k = buffer.as<std::byte>();
     rows.v = buffer.as<std::byte>() + scene().block_tokens * token_stride() * bytes();
     rows.block_stride = block_stride();
     rows.token_stride = token_stride();
     rows.head_stride = head_stride();
     rows.block_tokens = scene().block_tokens;
-    rows.dtype = scene().dtype;
-    return rows;
+    return Copy(sets, sizeof(sets));
   }
 
   void Encode() {
@@ -182,8 +187,9 @@ class PageKernelsTest : public testing::TestWithParam<Scene> {
       }
     }
     const DeviceBuffer rows = Copy(rows_.data(), rows_.size());
-    const absl::Status status =
-        EncodePages(scene().kind, d(), coders_.get(), Jobs(), Rows(rows), nullptr);
+    const DeviceBuffer sets = Rows(rows);
+    const absl::Status status = EncodePages(scene().kind, d(), coders_.get(), Jobs(),
+                                            {sets.as<PagedRows>(), scene().dtype}, nullptr);
     ASSERT_TRUE(status.ok()) << status;
     ASSERT_EQ(cudaStreamSynchronize(nullptr), cudaSuccess);
   }
@@ -192,8 +198,9 @@ class PageKernelsTest : public testing::TestWithParam<Scene> {
   std::vector<std::byte> Decode(Domain domain) {
     const std::vector<std::byte> guard(rows_.size(), kGuard);
     const DeviceBuffer rows = Copy(guard.data(), guard.size());
-    const absl::Status status =
-        DecodePages({scene().kind, d(), domain}, coders_.get(), Jobs(), Rows(rows), nullptr);
+    const DeviceBuffer sets = Rows(rows);
+    const absl::Status status = DecodePages({scene().kind, d(), domain}, coders_.get(), Jobs(),
+                                            {sets.as<PagedRows>(), scene().dtype}, nullptr);
     EXPECT_TRUE(status.ok()) << status;
     EXPECT_EQ(cudaStreamSynchronize(nullptr), cudaSuccess);
     return Read(rows.as<std::byte>(), guard.size());
