@@ -14,13 +14,11 @@ IndexShard& Store::Core::ShardOf(const SlabKey& key) const {
   return *shards_[(absl::Hash<SlabKey>()(key) >> 40) & (shards_.size() - 1)];
 }
 
-absl::StatusOr<std::shared_ptr<SlabEntry>> Store::Core::Reserve(const SlabKey& key,
-                                                                const SlabTag& tag,
+absl::StatusOr<std::shared_ptr<SlabEntry>> Store::Core::Reserve(std::shared_ptr<SlabEntry> entry,
                                                                 size_t primary_bytes,
                                                                 size_t refinement_bytes) {
   if (primary_bytes == 0) return absl::InvalidArgumentError("primary_bytes is 0, must be >= 1");
-  auto entry = std::make_shared<SlabEntry>(key, tag);
-  IndexShard& shard = ShardOf(key);
+  IndexShard& shard = ShardOf(entry->key);
   absl::ReaderMutexLock moving(&moving_mu_);
   if (!shard.InsertFilling(entry)) {
     return absl::AlreadyExistsError("the slab is published or being filled");

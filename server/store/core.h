@@ -24,7 +24,8 @@ class Store::Core {
  public:
   explicit Core(const StoreOptions& options);
 
-  absl::StatusOr<std::shared_ptr<SlabEntry>> Reserve(const SlabKey& key, const SlabTag& tag,
+  // `entry` is new and has no extents; it comes back with them.
+  absl::StatusOr<std::shared_ptr<SlabEntry>> Reserve(std::shared_ptr<SlabEntry> entry,
                                                      size_t primary_bytes, size_t refinement_bytes);
   void Publish(SlabEntry& entry);
   void Abandon(SlabEntry& entry);
@@ -33,6 +34,9 @@ class Store::Core {
   void Unpin(const std::shared_ptr<SlabEntry>& entry);
   bool DropRefinement(const SlabKey& key);
   bool Erase(const SlabKey& key);
+  bool ErasePinned(const SlabEntry& entry) { return ShardOf(entry.key).ErasePinned(entry); }
+  Fate FateOf(const SlabEntry& entry) const { return ShardOf(entry.key).FateOf(entry); }
+  bool Holds(const SlabKey& key) const { return ShardOf(key).Holds(key); }
   void ForEachKey(uint64_t scope, const std::function<void(const SlabKey&)>& visit) const;
   StoreStats Stats() const;
   absl::Status CheckInvariants() const;

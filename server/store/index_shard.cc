@@ -6,6 +6,15 @@ namespace fq {
 
 using State = SlabEntry::State;
 
+namespace {
+
+// By what removes slabs.
+bool Reachable(const SlabEntry& entry) {
+  return entry.state == State::kPublished || entry.origin == SlabEntry::Origin::kCopy;
+}
+
+}  // namespace
+
 bool IndexShard::InsertFilling(const std::shared_ptr<SlabEntry>& entry) {
   absl::MutexLock lock(&mu_);
   if (!entries_.emplace(entry->key, entry).second) return false;
@@ -29,6 +38,7 @@ void IndexShard::Publish(SlabEntry& entry, uint64_t tick) {
   entry.last_use = tick;
   entry.pins = 1;
   ++totals_.pinned_slabs;
+  if (entry.erased) Detach(entry);
 }
 
 std::shared_ptr<SlabEntry> IndexShard::Pin(const SlabKey& key, std::optional<uint64_t> tick) {
@@ -62,10 +72,13 @@ FreedExtents IndexShard::Unpin(const std::shared_ptr<SlabEntry>& entry) {
 std::optional<FreedExtents> IndexShard::DropRefinement(const SlabKey& key) {
   absl::MutexLock lock(&mu_);
   const auto it = entries_.find(key);
-  if (it == entries_.end() || it->second->state != State::kPublished) return std::nullopt;
+  if (it == entries_.end() || !Reachable(*it->second)) return std::nullopt;
   SlabEntry& entry = *it->second;
-  if (entry.refinement.empty() || entry.drop_refinement) return std::nullopt;
-  if (entry.pins == 0) return TakeRefinement(entry);
+  if (entry.drop_refinement) return std::nullopt;
+  if (entry.state == State::kPublished) {
+    if (entry.refinement.empty()) return std::nullopt;
+    if (entry.pins == 0) return TakeRefinement(entry);
+  }
   entry.drop_refinement = true;
   return FreedExtents{};
 }
@@ -73,13 +86,34 @@ std::optional<FreedExtents> IndexShard::DropRefinement(const SlabKey& key) {
 std::optional<FreedExtents> IndexShard::Erase(const SlabKey& key) {
   absl::MutexLock lock(&mu_);
   const auto it = entries_.find(key);
-  if (it == entries_.end() || it->second->state != State::kPublished) return std::nullopt;
-  if (it->second->pins == 0) return RemoveUnpinned(*it->second);
-  it->second->state = State::kDetached;
-  --totals_.published_slabs;
-  detached_.insert(std::move(it->second));
-  entries_.erase(it);
+  if (it == entries_.end() || !Reachable(*it->second)) return std::nullopt;
+  SlabEntry& entry = *it->second;
+  if (entry.state == State::kFilling) {
+    if (std::exchange(entry.erased, true)) return std::nullopt;
+  } else if (entry.pins == 0) {
+    return RemoveUnpinned(entry);
+  } else {
+    Detach(entry);
+  }
   return FreedExtents{};
+}
+
+bool IndexShard::ErasePinned(const SlabEntry& entry) {
+  absl::MutexLock lock(&mu_);
+  const auto it = entries_.find(entry.key);
+  if (it == entries_.end() || it->second.get() != &entry) return false;
+  Detach(*it->second);
+  return true;
+}
+
+Fate IndexShard::FateOf(const SlabEntry& entry) const {
+  absl::MutexLock lock(&mu_);
+  return {entry.state == State::kDetached, entry.drop_refinement};
+}
+
+bool IndexShard::Holds(const SlabKey& key) const {
+  absl::MutexLock lock(&mu_);
+  return entries_.contains(key);
 }
 
 std::optional<uint64_t> IndexShard::ColdestTick(Victim kind) const {
@@ -136,6 +170,15 @@ FreedExtents IndexShard::RemoveUnpinned(SlabEntry& entry) {
   const FreedExtents freed{entry.primary, entry.refinement};
   entries_.erase(SlabKey(entry.key));  // a copy: the entry dies with its place in the index
   return freed;
+}
+
+// The slab is pinned: its pins alone keep it from here on.
+void IndexShard::Detach(SlabEntry& entry) {
+  entry.state = State::kDetached;
+  --totals_.published_slabs;
+  const auto it = entries_.find(entry.key);
+  detached_.insert(std::move(it->second));
+  entries_.erase(it);
 }
 
 }  // namespace fq

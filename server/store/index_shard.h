@@ -43,6 +43,12 @@ struct ShardAudit {
   uint64_t requested_bytes = 0;
 };
 
+// What becomes of a pinned slab when its last pin goes.
+struct Fate {
+  bool erased = false;
+  bool refinement_dropped = false;
+};
+
 class IndexShard {
  public:
   IndexShard() = default;
@@ -52,7 +58,7 @@ class IndexShard {
   // False when the key is here in any state.
   bool InsertFilling(const std::shared_ptr<SlabEntry>& entry) ABSL_LOCKS_EXCLUDED(mu_);
   FreedExtents Abandon(SlabEntry& entry) ABSL_LOCKS_EXCLUDED(mu_);
-  // Pins it as well.
+  // Pins it as well. A copy that was erased meanwhile is detached at once.
   void Publish(SlabEntry& entry, uint64_t tick) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Null when the key is not published. `tick`, if any, is its last use from now on.
@@ -63,6 +69,14 @@ class IndexShard {
   // Nothing: there was none. Empty extents: as soon as the slab is unpinned.
   std::optional<FreedExtents> DropRefinement(const SlabKey& key) ABSL_LOCKS_EXCLUDED(mu_);
   std::optional<FreedExtents> Erase(const SlabKey& key) ABSL_LOCKS_EXCLUDED(mu_);
+  // The same for the slab that is pinned, if it is still the one under its key. Never empties it.
+  bool ErasePinned(const SlabEntry& entry) ABSL_LOCKS_EXCLUDED(mu_);
+
+  // Of a slab that is pinned.
+  Fate FateOf(const SlabEntry& entry) const ABSL_LOCKS_EXCLUDED(mu_);
+
+  // In any state.
+  bool Holds(const SlabKey& key) const ABSL_LOCKS_EXCLUDED(mu_);
 
   // Last use of the coldest candidate, nothing when there is none.
   std::optional<uint64_t> ColdestTick(Victim kind) const ABSL_LOCKS_EXCLUDED(mu_);
@@ -79,6 +93,7 @@ class IndexShard {
   void MakeUnevictable(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   FreedExtents TakeRefinement(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   FreedExtents RemoveUnpinned(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Detach(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   ShardTotals Recount(ShardAudit& audit) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   mutable absl::Mutex mu_;

@@ -13,13 +13,20 @@ namespace fq {
 // nobody holds a pin. So whoever holds a pin or the reservation reads them without a lock. All
 // fields below `refinement` are guarded by the mutex of the shard that owns the key.
 struct SlabEntry {
-  SlabEntry(const SlabKey& k, const SlabTag& t) : key(k), tag(t) {}
+  enum class Origin : uint8_t {
+    kNew,
+    kCopy,  // of a slab that can be found already: Erase and DropRefinement reach it unpublished
+  };
+
+  SlabEntry(const SlabKey& k, const SlabTag& t, Origin o = Origin::kNew)
+      : key(k), tag(t), origin(o) {}
 
   uint64_t stored_bytes() const { return primary.stored_bytes() + refinement.stored_bytes(); }
   uint64_t requested_bytes() const { return primary.bytes + refinement.bytes; }
 
   const SlabKey key;
   const SlabTag tag;
+  const Origin origin;
   Extent primary;
   Extent refinement;  // empty when there is none
 
@@ -29,6 +36,7 @@ struct SlabEntry {
     kDetached,   // erased; kept by its pins alone
   };
   State state = State::kFilling;
+  bool erased = false;           // a copy, before it was published
   bool drop_refinement = false;  // as soon as no pin is left
   uint32_t pins = 0;
   uint64_t last_use = 0;  // tick of the store's clock; orders slabs across shards

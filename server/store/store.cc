@@ -35,7 +35,20 @@ Store::~Store() = default;
 
 absl::StatusOr<Reservation> Store::Reserve(const SlabKey& key, const SlabTag& tag,
                                            size_t primary_bytes, size_t refinement_bytes) {
-  auto entry = core_->Reserve(key, tag, primary_bytes, refinement_bytes);
+  return ReserveFor(std::make_shared<SlabEntry>(key, tag), primary_bytes, refinement_bytes);
+}
+
+absl::StatusOr<Reservation> Store::ReserveCopy(const Pin& original) {
+  const Fate fate = original.store_->core_->FateOf(*original.entry_);
+  if (fate.erased) return absl::NotFoundError("the slab was erased while it was pinned");
+  return ReserveFor(
+      std::make_shared<SlabEntry>(original.key(), original.tag(), SlabEntry::Origin::kCopy),
+      original.primary().size(), fate.refinement_dropped ? 0 : original.refinement().size());
+}
+
+absl::StatusOr<Reservation> Store::ReserveFor(std::shared_ptr<SlabEntry> new_entry,
+                                              size_t primary_bytes, size_t refinement_bytes) {
+  auto entry = core_->Reserve(std::move(new_entry), primary_bytes, refinement_bytes);
   if (!entry.ok()) return entry.status();
   Reservation reservation;
   reservation.entry_ = *std::move(entry);
@@ -59,6 +72,9 @@ Pin Store::Peek(const SlabKey& key) {
 
 bool Store::DropRefinement(const SlabKey& key) { return core_->DropRefinement(key); }
 bool Store::Erase(const SlabKey& key) { return core_->Erase(key); }
+bool Store::Erase(const Pin& pin) { return core_->ErasePinned(*pin.entry_); }
+bool Store::Holds(const SlabKey& key) const { return core_->Holds(key); }
+bool Store::on_host() const { return true; }
 
 void Store::ForEachKey(uint64_t scope, const std::function<void(const SlabKey&)>& visit) const {
   core_->ForEachKey(scope, visit);
@@ -111,6 +127,7 @@ Pin::~Pin() {
   if (entry_ != nullptr) store_->core_->Unpin(entry_);
 }
 
+bool Pin::on_host() const { return store_->on_host(); }
 absl::Span<const std::byte> Pin::primary() const { return entry_->primary.span(); }
 absl::Span<const std::byte> Pin::refinement() const { return entry_->refinement.span(); }
 const SlabKey& Pin::key() const { return entry_->key; }

@@ -87,6 +87,7 @@ class Pin {
   Pin& operator=(const Pin&) = delete;
   ~Pin();
   explicit operator bool() const { return entry_ != nullptr; }
+  bool on_host() const;  // whether the host may read the bytes
   absl::Span<const std::byte> primary() const;
   absl::Span<const std::byte> refinement() const;  // empty when there is none (any more)
   const SlabKey& key() const;
@@ -114,6 +115,12 @@ class Store {
   absl::StatusOr<Reservation> Reserve(const SlabKey& key, const SlabTag& tag, size_t primary_bytes,
                                       size_t refinement_bytes);
 
+  // Room for a copy of a slab that is pinned in another store, with its tag; without a refinement
+  // when the original is about to lose its own. Not invisible to Erase and DropRefinement: called
+  // while it is filled, they take effect when it is published. NotFound: the original was erased.
+  // Other errors as of Reserve.
+  absl::StatusOr<Reservation> ReserveCopy(const Pin& original);
+
   // An empty pin when the slab is not here. Counts as a use for the LRU order, now and not when the
   // pin goes: find the blocks of a chain from the last to the first, and the prefix outlives its
   // tail.
@@ -130,6 +137,15 @@ class Store {
   // when not here (a slab that is still being filled is not here).
   bool Erase(const SlabKey& key);
 
+  // The same for the very slab that is pinned here: false when it was erased before, even if there
+  // is another one under its key by now.
+  bool Erase(const Pin& pin);
+
+  // Whether the slab is published or being filled.
+  bool Holds(const SlabKey& key) const;
+
+  bool on_host() const;  // whether the host may read and write the bytes of slabs
+
   // Calls `visit` for the keys of all published slabs of a scope (a snapshot; slabs may vanish
   // meanwhile). `visit` may call the store.
   void ForEachKey(uint64_t scope, const std::function<void(const SlabKey&)>& visit) const;
@@ -145,6 +161,8 @@ class Store {
   friend class Pin;
   class Core;
   explicit Store(std::unique_ptr<Core> core);
+  absl::StatusOr<Reservation> ReserveFor(std::shared_ptr<SlabEntry> entry, size_t primary_bytes,
+                                         size_t refinement_bytes);
   std::unique_ptr<Core> core_;
 };
 
