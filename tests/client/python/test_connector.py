@@ -13,6 +13,7 @@ from flashquant.vllm.engine import engine_of, layer_number
 from flashquant.vllm.extra_keys import canonical
 from flashquant.vllm.geometry import Packing
 from flashquant.vllm.jobs import LoadJob, SaveJob, StepJobs
+from flashquant.vllm.rows_view import RowsView
 from flashquant.vllm.options import Options, codec_set_id, parse_options, policy_of
 from flashquant.vllm.scheduler_core import UnkeyableError
 from flashquant.wire import Profile
@@ -160,6 +161,25 @@ def test_engine_unsupported_is_refused_by_name(folder, changes, text):
         engine_of(*vllm_configs(folder, **changes))
 
 
+@pytest.mark.parametrize("spec,stay", [({}, True), ({"sliding_window": None}, True),
+                                       ({"sliding_window": 4096}, False),
+                                       ({"attention_chunk_size": 8192}, False)])
+def test_engine_whose_blocks_may_go_is_known(folder, spec, stay):
+    assert engine_of(*vllm_configs(folder, spec=spec)).blocks_stay is stay
+
+
+def test_engine_staging_and_view_are_checked(folder):
+    engine = engine_of(*vllm_configs(folder, transfer={"kv_connector_extra_config": {
+        "profile": "exact", "staging_bytes": 98304}}))
+    split = RowsView([torch.zeros(8, 3, 16, 128, dtype=torch.bfloat16)], 2, 3, 64)
+    assert engine.checked_staging(split) == 98304  # four kernel blocks are one of the manager
+    with pytest.raises(ValueError, match="the configuration says"):
+        engine.checked_staging(RowsView([torch.zeros(8, 3, 16, 128)], 8, 3, 64))
+    double = RowsView([torch.zeros(2, 3, 64, 128, dtype=torch.bfloat16)] * 2, 2, 3, 64)
+    with pytest.raises(ValueError, match="staging_bytes 98304 is less than two blocks"):
+        engine.checked_staging(double)
+
+
 def test_engine_opaque_packing_serves_exact_only(folder):
     engine = engine_of(*vllm_configs(folder))
     opaque = Packing(0, 64, 1, 4096, 64, 1, opaque="opaque-amx-64")
@@ -245,7 +265,8 @@ def test_interface_scheduler_output_has_what_we_read(interface):
     )
     needed = {SchedulerOutput: ("scheduled_new_reqs", "scheduled_cached_reqs",
                                 "num_scheduled_tokens", "scheduled_spec_decode_tokens",
-                                "finished_req_ids", "kv_connector_block_state"),
+                                "finished_req_ids", "preempted_req_ids",
+                                "kv_connector_block_state"),
               NewRequestData: ("req_id", "num_computed_tokens"),
               CachedRequestData: ("req_ids", "num_computed_tokens")}
     for kind, names in needed.items():

@@ -215,6 +215,30 @@ def test_abort_while_loading_forgets_the_request():
     assert jobs.loads == [] and jobs.saves == []
 
 
+@pytest.mark.parametrize("blocks_wait,tokens,held", [
+    (True, 300, True), (True, 60, False), (False, 300, False)])
+def test_finished_request_is_held_once_where_its_saves_may_still_read(blocks_wait, tokens, held):
+    engine, request = Engine(), make_request(tokens)
+    engine.core.blocks_wait = blocks_wait
+    engine.core.add_request(request)
+    engine.step(("r", 0, tokens))
+    assert engine.core.finished("r") is held
+    assert engine.core.take_held() == (["r"] if held else [])
+    assert engine.core.take_held() == [] and engine.core.finished("r") is False
+
+
+def test_request_aborted_while_it_loads_again_is_not_held():
+    engine, request = Engine(), make_request(64 * 5 + 10)
+    engine.core.blocks_wait = True
+    engine.core.add_request(request)
+    assert engine.core.matched_tokens(request, 0) == (0, False)
+    engine.step(("r", 0, 330))
+    engine.stored(request, 5)
+    engine.now += ANSWER_LIFE_S + 1  # preempted; asks again
+    engine.load(request)
+    assert engine.core.finished("r") is False and engine.core.take_held() == []
+
+
 def test_allocation_that_did_not_happen_leaves_no_trace():
     engine, request = Engine(), make_request(300)
     engine.stored(request, 4)

@@ -144,6 +144,34 @@ def test_save_load_between_block_sizes_same_rows(make, source, target):
     assert torch.equal(reader.keys_and_values(list(range(384 // target)), 384), expected)
 
 
+@pytest.mark.parametrize("source,target", [(16, 16), (32, 128), (128, 64)])
+def test_node_that_takes_no_segment_pages_travel_inline(make, source, target):
+    remote = replace(SPEC, segment_bytes=0)
+    writer, reader = make(source, spec=remote), make(target, spec=remote)
+    chain = writer.chain(7, f"inline{source}{target}")
+    blocks = 448 // source if source <= 64 else 4
+    ids = torch.randperm(writer.blocks)[:blocks].tolist()
+    writer.save(chain, 0, 7, ids)
+    writer.stored(chain, 7)
+    end = 384 if target == 128 else 448
+    places = torch.randperm(reader.blocks)[:end // target].tolist()
+    assert reader.load(chain, 0, end, places) == set()
+    assert torch.equal(reader.keys_and_values(places, end), writer.keys_and_values(ids, end))
+    assert reader.core.take_counters()["transport_inline"] == 1
+
+
+def test_inline_load_inside_a_block_leaves_the_local_prefix_alone(make):
+    remote = replace(SPEC, segment_bytes=0)
+    writer, reader = make(16, spec=remote), make(16, spec=remote)
+    chain = writer.chain(3, "inline-prefix")
+    writer.save(chain, 0, 3, list(range(12)))
+    writer.stored(chain, 3)
+    before = reader.cache.clone()
+    assert reader.load(chain, 80, 192, list(range(5, 12))) == set()
+    assert torch.equal(reader.cache[:, :5], before[:, :5])
+    assert torch.equal(reader.cache[:, 5:12], writer.cache[:, 5:12])
+
+
 def test_save_in_steps_halves_of_128(make):
     writer, reader = make(128), make(128)
     chain = writer.chain(4, "halves")

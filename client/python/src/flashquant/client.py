@@ -6,6 +6,7 @@ are thread-safe and none raises for what the node does. Making a Client starts n
 """
 
 import logging
+import math
 import threading
 import time
 from dataclasses import dataclass
@@ -139,10 +140,15 @@ class Client:
         pending = self.lookup_later(keys, floor, lease)
         return pending.result() if pending else None
 
-    def store(self, link: Link, request: pb.StoreRequest) -> list[int] | None:
-        """Statuses per block. None: given up, and the link's segment must not be used again."""
-        future = self.call_later(link, "Store", request, self.deadlines.store_s)
-        reply = self.answer(link, future, self.deadlines.store_s)
+    def store(self, link: Link, request: pb.StoreRequest,
+              limit_s: float = math.inf) -> list[int] | None:
+        """Statuses per block. None: given up, and the link's segment must not be used again.
+
+        Takes no longer than the deadline, nor than `limit_s`.
+        """
+        timeout_s = min(self.deadlines.store_s, limit_s)
+        future = self.call_later(link, "Store", request, timeout_s)
+        reply = self.answer(link, future, timeout_s)
         return None if reply is None else list(reply.statuses)
 
     def load(self, link: Link, request: pb.LoadRequest) -> pb.LoadResponse | None:

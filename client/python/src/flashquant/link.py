@@ -1,4 +1,4 @@
-"""One session with a node: its channel, its stream, its memory segment.
+"""One session with a node: its channel, its stream, the memory it shares.
 
 A link is opened once and breaks once; it is never repaired. Calls on it are thread-safe.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from flashquant.device_segment import DeviceMemory, DeviceSegment
 from flashquant.keys import Namespace
 from flashquant.segment import Segment, SegmentError
 from flashquant.v1 import kv_cache_pb2 as pb
@@ -42,8 +43,10 @@ class SessionSpec:
     layers: tuple[int, int]  # begin, end (exclusive)
     heads: tuple[int, int]
     client_name: str = "python"
-    segment_bytes: int = 0   # 0: no segment
+    segment_bytes: int = 0   # 0: no segment of host memory
     context_tokens: int = 0  # longest context of lossy pages that will be asked for; 0: unknown
+    device: DeviceMemory | None = None  # the engine's cache, where the node takes it
+    bytes_beside_device: int = 0        # of the segment that is registered beside `device`
 
     def first_message(self) -> pb.SessionRequest:
         """Opens the session."""
@@ -70,6 +73,7 @@ class Link:
         self._channel = grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
         self.stub = pb_grpc.KvCacheStub(self._channel)
         self.segment: Segment | None = None
+        self.device_segment: DeviceSegment | None = None
         self._outbox.put(spec.first_message())
         self._call = self.stub.Session(self._requests())
         threading.Thread(target=self._read, name="fq-session", daemon=True).start()
@@ -88,8 +92,23 @@ class Link:
         if self.info.namespace_fingerprint != expected:
             raise LinkError(f"namespace fingerprint: ours {expected.hex()[:16]}, the node's "
                             f"{self.info.namespace_fingerprint.hex()[:16]}")
-        if spec.segment_bytes and self.info.segment_socket:
-            self._register_segment(spec.segment_bytes, timeout_s)
+        if not self.info.segment_socket:
+            return
+        if spec.device is not None:
+            self.device_segment = self._register_device(spec.device, timeout_s)
+        size = spec.bytes_beside_device if self.device_segment else spec.segment_bytes
+        if size:
+            self._register_segment(size, timeout_s)
+
+    def _register_device(self, memory: DeviceMemory, timeout_s: float) -> DeviceSegment | None:
+        """None when the node is not on the engine's GPU, or refuses (logged)."""
+        if self.info.device.uuid != memory.uuid:
+            return None
+        try:
+            return DeviceSegment(memory, self.info.segment_socket, self.info.session_id, timeout_s)
+        except SegmentError as error:
+            log.warning("FlashQuant: %s: pages travel through host memory", error)
+            return None
 
     def _register_segment(self, size: int, timeout_s: float) -> None:
         segment = Segment(size)

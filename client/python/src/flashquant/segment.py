@@ -5,15 +5,49 @@ import mmap
 import os
 import socket
 import struct
+from collections.abc import Sequence
 
 REQUEST = struct.Struct("<16sIIQ")
 REPLY = struct.Struct("<II")
 OPERATION_REGISTER = 1
+OPERATION_UNREGISTER = 2
 MAX_REPLY_BYTES = 4096
 
 
 class SegmentError(Exception):
     """The node did not take the segment; the text says why."""
+
+
+def exchange(socket_path: str, request: bytes, descriptors: Sequence[int],
+             timeout_s: float) -> tuple[int, int, str]:
+    """One packet each way: (gRPC status, segment id, error text).
+
+    OSError: the node cannot be reached, or gave no answer in time (TimeoutError).
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
+        peer.settimeout(timeout_s)
+        peer.connect(socket_path)
+        if descriptors:
+            socket.send_fds(peer, [request], descriptors)
+        else:
+            peer.send(request)
+        reply = peer.recv(MAX_REPLY_BYTES)
+    if len(reply) < REPLY.size:
+        raise ConnectionError(f"reply of {len(reply)} bytes")
+    status, segment_id = REPLY.unpack_from(reply)
+    return status, segment_id, reply[REPLY.size:].decode("utf-8", "replace")
+
+
+def register(socket_path: str, request: bytes, descriptors: Sequence[int], timeout_s: float,
+             what: str) -> int:
+    """Id of a new segment. SegmentError says that `what` was refused, and why."""
+    try:
+        status, segment_id, text = exchange(socket_path, request, descriptors, timeout_s)
+    except OSError as error:
+        raise SegmentError(f"segment socket {socket_path}: {error}") from error
+    if status or not segment_id:
+        raise SegmentError(f"the node refused {what}: {text}")
+    return segment_id
 
 
 class Segment:
@@ -41,18 +75,7 @@ class Segment:
         """Hands the segment to the node; after it `id` is valid in this session. SegmentError."""
         request = REQUEST.pack(session_id, OPERATION_REGISTER, 0, self.size)
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
-                peer.settimeout(timeout_s)
-                peer.connect(socket_path)
-                socket.send_fds(peer, [request], [self._fd])
-                reply = peer.recv(MAX_REPLY_BYTES)
-        except OSError as error:
-            raise SegmentError(f"segment socket {socket_path}: {error}") from error
+            self.id = register(socket_path, request, [self._fd], timeout_s,
+                               f"a segment of {self.size} bytes")
         finally:
             os.close(self._fd)
-        if len(reply) < REPLY.size:
-            raise SegmentError(f"segment socket {socket_path}: reply of {len(reply)} bytes")
-        status, self.id = REPLY.unpack_from(reply)
-        if status or not self.id:
-            text = reply[REPLY.size:].decode("utf-8", "replace")
-            raise SegmentError(f"the node refused a segment of {self.size} bytes: {text}")

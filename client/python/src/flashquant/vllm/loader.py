@@ -1,4 +1,4 @@
-"""Loads one job: lease, pieces from the node into staging, whole chunks into the engine's cache.
+"""Loads one job: lease, pieces from the node, whole chunks into the engine's cache.
 
 Runs on a worker thread; any number of threads may load at once, each its own jobs.
 """
@@ -6,30 +6,39 @@ Runs on a worker thread; any number of threads may load at once, each its own jo
 import collections
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import grpc
+import numpy as np
 
 from flashquant.client import Match
 from flashquant.keys import BLOCK_TOKENS
+from flashquant.link import Link
 from flashquant.v1 import kv_cache_pb2 as pb
 from flashquant.vllm.jobs import LoadJob
 from flashquant.vllm.page_access import PageAccess
 from flashquant.vllm.placement import Placement
-from flashquant.vllm.staging import Region, Staging
+from flashquant.vllm.transport import Hold, Transport
 from flashquant.wire import Profile
 
 PIECES_IN_FLIGHT = 2  # the node fills one while we copy the other out
 TAIL_BLOCKS = 2       # DESIGN.md, tail rule
+ABSENT = -1           # id of a chunk of the first block that is not ours to write
 
 
 @dataclass(frozen=True)
 class Piece:
     """A call under way."""
 
-    placement: Placement
-    buffer: Region
+    transport: Transport
+    hold: Hold
     future: grpc.Future | None
+
+    @property
+    def placement(self) -> Placement:
+        """Its blocks."""
+        return self.hold.placement
 
 
 class Loader:
@@ -40,22 +49,24 @@ class Loader:
         self._access, self._client, self._job = access, access.client, job
         self._cancelled = cancelled
         self._deadline_s = time.monotonic() + timeout_s
-        self._chunk_ids = access.view.chunk_ids(job.block_ids)
+        ids = access.view.chunk_ids(job.block_ids)
+        before = job.begin_token % BLOCK_TOKENS // access.view.shape.tokens
+        self._chunk_ids = np.concatenate([np.full(before, ABSENT), ids])  # from a block's begin
 
     def run(self) -> int:
         """Loads; returns the token up to which the engine's blocks are good.
 
         When it returns, nobody writes to the engine's blocks or to staging any more.
         """
-        job, staging = self._job, self._access.staging()
-        pending = staging and self._client.lookup_later(job.keys, job.floor, lease=True,
-                                                        link=staging.link)
+        job, transport = self._job, self._access.transport()
+        pending = transport and self._client.lookup_later(job.keys, job.floor, lease=True,
+                                                          link=transport.link)
         match = pending.result() if pending else None
         if match is None:
             return job.begin_token
         try:
             wanted = min(match.usable_blocks, job.end_token // BLOCK_TOKENS)
-            reached = self._load_blocks(staging, match, wanted)
+            reached = self._load_blocks(transport, match, wanted)
         finally:
             self._client.release(match.link, match.lease_id)
         if reached < wanted:
@@ -63,18 +74,17 @@ class Loader:
         step = self._access.block_tokens
         return max(job.begin_token, reached * BLOCK_TOKENS // step * step)
 
-    def _load_blocks(self, staging: Staging, match: Match, end_block: int) -> int:
+    def _load_blocks(self, transport: Transport, match: Match, end_block: int) -> int:
         """Loads up to `end_block`; returns the block after the last that arrived in order."""
         begin = self._job.begin_token // BLOCK_TOKENS
         if end_block <= begin:
             return begin
-        limit = min(staging.load_blocks, match.link.info.max_blocks_per_call or end_block)
-        todo = collections.deque(self._access.placement(begin, end_block - begin).pieces(limit))
+        todo = collections.deque(self._pieces(transport, match.link, begin, end_block))
         running: collections.deque[Piece] = collections.deque()
         reached, going = begin, True
         while running or (todo and going):
             while todo and going and len(running) < PIECES_IN_FLIGHT:
-                piece = self._start(staging, match, todo[0], patient=not running)
+                piece = self._start(transport, match, todo[0], patient=not running)
                 if piece is None:
                     going = bool(running)
                     break
@@ -82,51 +92,64 @@ class Loader:
                 todo.popleft()
             if running:
                 piece = running.popleft()
-                arrived = self._finish(staging, piece, wanted=going)
+                arrived = self._finish(piece, wanted=going)
                 reached += arrived
                 going = (going and arrived == piece.placement.blocks
                          and not self._cancelled.is_set())
         return reached
 
-    def _start(self, staging: Staging, match: Match, placement: Placement,
+    def _pieces(self, transport: Transport, link: Link, begin: int,
+                end: int) -> Iterator[Placement]:
+        """Runs of blocks; a first block that is not wholly ours stands alone."""
+        limit = min(transport.load_blocks, link.info.max_blocks_per_call or end)
+        if self._job.begin_token % BLOCK_TOKENS:
+            yield self._access.placement(begin, 1)
+            begin += 1
+        if begin < end:
+            yield from self._access.placement(begin, end - begin).pieces(limit)
+
+    def _start(self, transport: Transport, match: Match, placement: Placement,
                patient: bool) -> Piece | None:
         """Asks for a piece; None when there is no buffer for it (patient: until the deadline)."""
         left_s = self._deadline_s - time.monotonic() if patient else 0.0
-        buffer = staging.take_load_buffer(left_s)
-        if buffer is None:
+        base = self._job.begin_token // BLOCK_TOKENS * BLOCK_TOKENS
+        first = (placement.base_token - base) // placement.chunk_tokens
+        chunk_ids = self._chunk_ids[first:first + placement.chunks]
+        way = transport.partial if ABSENT in chunk_ids else transport
+        hold = way.begin_load(placement, chunk_ids, left_s)
+        if hold is None:
             return None
         request = pb.LoadRequest(
             session_id=match.link.session_id, lease_id=match.lease_id,
             first_block=placement.first_block, block_count=placement.blocks,
-            min_profile=self._job.floor, pages=self._access.pages(staging, buffer, placement))
+            min_profile=self._job.floor, pages=way.pages(hold))
         timeout_s = max(self._deadline_s - time.monotonic(), 0.001)
-        return Piece(placement, buffer,
-                     self._client.call_later(match.link, "Load", request, timeout_s))
+        return Piece(way, hold, self._client.call_later(match.link, "Load", request, timeout_s))
 
-    def _finish(self, staging: Staging, piece: Piece, wanted: bool) -> int:
-        """Waits for a piece and copies it to the engine; returns how many blocks arrived."""
+    def _finish(self, piece: Piece, wanted: bool) -> int:
+        """Waits for a piece and brings it to the engine; returns how many blocks arrived."""
+        transport = piece.transport
         left_s = max(self._deadline_s - time.monotonic(), 0.0)
-        reply = self._client.answer(staging.link, piece.future, left_s)
+        reply = self._client.answer(transport.link, piece.future, left_s)
         arrived = 0
         if reply is not None and wanted and not self._cancelled.is_set():
             arrived = count_ok(reply.statuses, piece.placement.blocks)
-            self._copy(staging, piece, arrived)
-        if reply is not None or self._access.lives(staging):
-            staging.give_back_load_buffer(piece.buffer)
+            self._deliver(piece, reply, arrived)
+        if reply is not None or self._access.lives(transport):
+            transport.end_load(piece.hold)
+        else:
+            transport.settle(self._access.closing)
         return arrived
 
-    def _copy(self, staging: Staging, piece: Piece, blocks: int) -> None:
-        """Copies the chunks that are whole within the first `blocks` blocks."""
-        place, begin = piece.placement, self._job.begin_token
-        size = place.chunk_tokens
+    def _deliver(self, piece: Piece, reply: pb.LoadResponse, blocks: int) -> None:
+        """Delivers the chunks that are ours and whole within the first `blocks` blocks."""
+        place, size = piece.placement, piece.placement.chunk_tokens
         end = (place.first_block + blocks) * BLOCK_TOKENS // size * size
-        first = max(begin, place.base_token)
+        first = max(self._job.begin_token, place.base_token)
         if end <= first:
             return
-        rows = staging.chunks(piece.buffer, place.chunks)
-        rows = rows[:, (first - place.base_token) // size:(end - place.base_token) // size]
-        self._access.view.scatter(self._chunk_ids[(first - begin) // size:(end - begin) // size],
-                                  rows)
+        piece.transport.deliver(piece.hold, reply, (first - place.base_token) // size,
+                                (end - place.base_token) // size)
         self._access.counters.add("loaded_tokens", end - first)
 
 

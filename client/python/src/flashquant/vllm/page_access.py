@@ -1,16 +1,15 @@
-"""What loader and saver share: the engine's cache, its packing, the staging of the live link."""
+"""What loader and saver share: the engine's cache and the way to the node that works now."""
 
 import logging
 import threading
 
 from flashquant.client import Client
 from flashquant.link import Link
-from flashquant.v1 import kv_cache_pb2 as pb
-from flashquant.vllm.cache_view import CacheView
 from flashquant.vllm.geometry import Packing
+from flashquant.vllm.inline import Inline
 from flashquant.vllm.placement import Placement
-from flashquant.vllm.staging import Region, Staging
-from flashquant.wire import pages_at
+from flashquant.vllm.staging import View
+from flashquant.vllm.transport import ComputeMark, Direct, Staged, Transport
 
 log = logging.getLogger("flashquant")
 
@@ -37,49 +36,55 @@ class Counters:
 class PageAccess:
     """See the head of the file. Thread-safe."""
 
-    def __init__(self, client: Client, view: CacheView, packing: Packing,
-                 block_tokens: int) -> None:
-        self.client, self.view, self.block_tokens = client, view, block_tokens
+    def __init__(self, client: Client, view: View, packing: Packing, block_tokens: int,
+                 mark: ComputeMark | None = None) -> None:
+        """`mark`: of an engine on a GPU."""
+        self.client, self.view, self.block_tokens, self.mark = client, view, block_tokens, mark
         self.counters = Counters()
+        self.closing = threading.Event()
         self._packing = packing
-        self._lock = threading.Lock()  # guards the next two
-        self._staging: Staging | None = None
-        self._warned = False
+        self._lock = threading.Lock()  # guards the three below
+        self._transport: Transport | None = None
+        self._link: Link | None = None  # that _transport was made for
+        self._told = ""
 
-    def staging(self) -> Staging | None:
-        """Staging of the link that works now; None = no node, or none on this host."""
+    def transport(self) -> Transport | None:
+        """The way to the node over the link that works now; None = no node, or no way."""
         link = self.client.link
         if link is None:
             return None
         with self._lock:
-            if self._staging is None or self._staging.link is not link:
-                self._staging = self._make_staging(link)
-            return self._staging
+            if self._link is not link:
+                self._link, self._transport = link, self._choose(link)
+            return self._transport
 
-    def lives(self, staging: Staging) -> bool:
+    def lives(self, transport: Transport) -> bool:
         """Whether its link still works."""
-        return self.client.link is staging.link
+        return self.client.link is transport.link
 
-    def _make_staging(self, link: Link) -> Staging | None:
-        if link.segment is not None:
-            return Staging(link, self.view)
-        if not self._warned:
-            self._warned = True
-            log.warning("FlashQuant: the node offers no shared memory (is it on another host?): "
-                        "nothing is cached")
-        return None
+    def _choose(self, link: Link) -> Transport | None:
+        """The best way that this node and this engine have in common."""
+        try:
+            transport = self._make(link)
+        except ValueError as error:
+            self._tell(f"nothing is cached: {error}", logging.WARNING)
+            return None
+        self.counters.add(f"transport_{transport.name.replace('-', '_')}")
+        self._tell(f"transport {transport.name}", logging.INFO)
+        return transport
+
+    def _make(self, link: Link) -> Transport:
+        if link.segment is None:
+            return Inline(link, self.view, self._packing, self.mark)
+        staged = Staged(link, self.view, self._packing, self.mark)
+        return Direct(link, self.view, staged) if link.device_segment else staged
+
+    def _tell(self, text: str, level: int) -> None:
+        """Logs it, once in a row."""
+        if text != self._told:
+            self._told = text
+            log.log(level, "FlashQuant: %s", text)
 
     def placement(self, first_block: int, blocks: int) -> Placement:
         """Blocks of a chain in chunks of this cache."""
         return Placement(first_block, blocks, self.view.shape.tokens)
-
-    def region_bytes(self, placement: Placement) -> int:
-        """Staging that its chunks need, all layers."""
-        return placement.chunks * self.view.layers * self.view.shape.chunk_bytes
-
-    def pages(self, staging: Staging, region: Region, placement: Placement) -> pb.Pages:
-        """The blocks as they lie in `region`: [layers][chunks][bytes of a chunk]."""
-        chunk_bytes = self.view.shape.chunk_bytes
-        layout = self.view.shape.page_layout(self._packing, placement.chunks * chunk_bytes)
-        offsets = region.offset + placement.indices() * chunk_bytes
-        return pages_at(layout, offsets, placement.first_tokens(), staging.segment_id)

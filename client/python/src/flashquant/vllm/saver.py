@@ -1,8 +1,14 @@
-"""Saves: the model's thread copies chunks into the ring, one thread sends them to the node."""
+"""Saves: the model's thread hands chunks to the transport, one thread sends them to the node.
 
+A direct transport reads the engine's own blocks, so a request's blocks must not be freed or
+overwritten before its saves have ended: `take_ended` and `wait` are for that.
+"""
+
+import collections
 import logging
 import queue
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flashquant.keys import KEY_BYTES
@@ -10,7 +16,7 @@ from flashquant.v1 import kv_cache_pb2 as pb
 from flashquant.vllm.jobs import SaveJob
 from flashquant.vllm.page_access import PageAccess
 from flashquant.vllm.placement import Placement
-from flashquant.vllm.staging import Region, Staging
+from flashquant.vllm.transport import Hold, Transport
 
 log = logging.getLogger("flashquant")
 
@@ -19,43 +25,45 @@ MAX_BLOCKS_PER_STORE = 32
 
 @dataclass(frozen=True)
 class Staged:
-    """Blocks that wait in the ring for their Store."""
+    """Blocks that wait for their Store."""
 
-    staging: Staging
-    region: Region
-    placement: Placement
+    transport: Transport
+    hold: Hold
     job: SaveJob
 
 
 class Saver:
-    """stage() and forget() on the model's thread only; nothing here ever waits for the node."""
+    """Hooks on the model's thread only; nothing here but wait() ever waits for the node."""
 
     def __init__(self, access: PageAccess) -> None:
         self._access, self._counters = access, access.counters
         self._queue: queue.SimpleQueue[Staged | None] = queue.SimpleQueue()
         self._gaps: set[str] = set()  # requests with a dropped save: later blocks are useless
+        self._state = threading.Condition()  # guards the next two
+        self._running: collections.Counter[str] = collections.Counter()  # stores by request
+        self._held: set[str] = set()  # finished requests whose blocks are kept for us
         self._thread = threading.Thread(target=self._send_all, name="fq-save", daemon=True)
         self._thread.start()
 
     def stage(self, job: SaveJob) -> None:
-        """Copies the job's chunks out, or drops the job when there is no node or no room."""
-        staging = None if job.request_id in self._gaps else self._access.staging()
-        if staging is None:
+        """Takes the job's chunks, or drops the job when there is no node or no room."""
+        transport = None if job.request_id in self._gaps else self._access.transport()
+        if transport is None:
             self._drop(job, job.blocks)
             return
         whole = self._access.placement(job.first_block, job.blocks)
         chunk_ids = self._access.view.chunk_ids(job.block_ids)[self._skipped(whole):]
-        limit = min(MAX_BLOCKS_PER_STORE, staging.save_blocks,
-                    staging.link.info.max_blocks_per_call or MAX_BLOCKS_PER_STORE)
+        limit = min(MAX_BLOCKS_PER_STORE, transport.save_blocks,
+                    transport.link.info.max_blocks_per_call or MAX_BLOCKS_PER_STORE)
         for piece in whole.pieces(limit):
-            region = staging.ring.take(self._access.region_bytes(piece))
-            if region is None:
+            first = (piece.base_token - whole.base_token) // piece.chunk_tokens
+            hold = transport.begin_save(piece, chunk_ids[first:first + piece.chunks])
+            if hold is None:
                 self._drop(job, job.first_block + job.blocks - piece.first_block)
                 return
-            first = (piece.base_token - whole.base_token) // piece.chunk_tokens
-            self._access.view.gather(chunk_ids[first:first + piece.chunks],
-                                     staging.chunks(region, piece.chunks))
-            self._queue.put(Staged(staging, region, piece, job))
+            with self._state:
+                self._running[job.request_id] += 1
+            self._queue.put(Staged(transport, hold, job))
 
     def _skipped(self, whole: Placement) -> int:
         """Chunks of the first engine block that lie before the row of chunks."""
@@ -64,6 +72,28 @@ class Saver:
     def forget(self, request_ids: set[str]) -> None:
         """These requests are finished."""
         self._gaps -= request_ids
+
+    def hold(self, request_ids: Iterable[str]) -> None:
+        """The engine keeps these finished requests' blocks until take_ended() names them."""
+        with self._state:
+            self._held.update(request_ids)
+
+    def take_ended(self) -> set[str]:
+        """Held requests without a running save, each once."""
+        with self._state:
+            ended = {request_id for request_id in self._held if not self._running[request_id]}
+            self._held -= ended
+            for request_id in ended:
+                del self._running[request_id]
+            return ended
+
+    def wait(self, request_ids: Iterable[str], timeout_s: float) -> None:
+        """Waits for these requests' saves: the engine is about to overwrite their blocks."""
+        ids = list(request_ids)
+        with self._state:
+            ended = self._state.wait_for(lambda: not any(self._running[i] for i in ids), timeout_s)
+        if not ended:
+            log.error("FlashQuant: saves of preempted requests still run after %.1f s", timeout_s)
 
     def close(self, timeout_s: float) -> None:
         """Sends what is staged, as far as the time allows."""
@@ -80,25 +110,35 @@ class Saver:
                 self._send(staged)
             except Exception:
                 log.exception("FlashQuant: a save failed")
+            finally:
+                with self._state:
+                    self._running[staged.job.request_id] -= 1
+                    self._state.notify_all()
 
     def _send(self, staged: Staged) -> None:
-        if not self._access.lives(staged.staging):
-            self._counters.add("dropped_save_blocks", staged.placement.blocks)
+        transport, hold = staged.transport, staged.hold
+        if hold.copied is not None:
+            hold.copied.synchronize()
+        if not self._access.lives(transport):
+            self._counters.add("dropped_save_blocks", hold.placement.blocks)
             return
-        statuses = self._access.client.store(staged.staging.link, self._request(staged))
-        if statuses is not None or self._access.lives(staged.staging):
-            staged.staging.ring.give_back(staged.region)
+        statuses = self._access.client.store(transport.link, self._request(staged),
+                                             transport.store_limit_s)
+        if statuses is not None or self._access.lives(transport):
+            transport.end_save(hold)
+        else:
+            transport.settle(self._access.closing)
         for status in statuses or ():
             name = pb.BlockStatus.Name(status).removeprefix("BLOCK_STATUS_").lower()
             self._counters.add(f"saved_{name}_blocks")
 
     def _request(self, staged: Staged) -> pb.StoreRequest:
-        job, place = staged.job, staged.placement
+        job, place, transport = staged.job, staged.hold.placement, staged.transport
         all_keys = job.preceding_keys + job.keys
         begin = len(job.preceding_keys) + (place.first_block - job.first_block) * KEY_BYTES
         return pb.StoreRequest(
-            session_id=staged.staging.link.session_id, profile=job.profile,
+            session_id=transport.link.session_id, profile=job.profile,
             first_block_index=place.first_block,
             keys=all_keys[begin:begin + place.blocks * KEY_BYTES],
             preceding_keys=all_keys[max(0, begin - 2 * KEY_BYTES):begin],
-            pages=self._access.pages(staged.staging, staged.region, place))
+            pages=transport.pages(staged.hold), payload=transport.payload(staged.hold))

@@ -51,6 +51,7 @@ class Request:
     local_tokens: int = 0            # computed by the engine itself when it last asked
     loading_until: int = 0           # token where the running load ends; 0 = none runs
     no_external: bool = False        # a load failed: recompute, never ask again
+    gave_saves: bool = False         # the worker got save jobs of it
     saved_blocks: int = 0            # blocks before this one are stored or on their way
     profiles: Sequence[int] = ()     # per matched block: what a load delivers
     worst: Profile | None = None     # of the blocks its KV is computed from; None = not known yet
@@ -76,11 +77,13 @@ class SchedulerCore:
     can_load: bool = True
     can_save: bool = True
     exact_only: bool = False  # the engine's bytes cannot be read as numbers
+    blocks_wait: bool = False  # saves may read the engine's blocks after the step
     clock: Callable[[], float] = time.monotonic
     counters: dict[str, int] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
     _requests: dict[str, Request] = field(default_factory=dict)
     _loads: list[LoadJob] = field(default_factory=list)
+    _held: list[str] = field(default_factory=list)
 
     # Hooks, in the order the engine calls them.
 
@@ -141,7 +144,27 @@ class SchedulerCore:
                 self._load_ended(request, before)
             if self.can_save and (job := self._save_job(request, before, after, block_ids)):
                 saves.append(job)
+                request.gave_saves = True
         return saves
+
+    def finished(self, request_id: str) -> bool:
+        """Forgets a finished request; whether its blocks must wait for its saves.
+
+        Not while it loads: the engine keeps the blocks for that anyway, and frees them once; the
+        saves from before were waited for when it lost its blocks.
+        """
+        request = self._requests.get(request_id)
+        self.drop(request_id)
+        wait = bool(self.blocks_wait and request and request.gave_saves
+                    and not request.loading_until)
+        if wait:
+            self._held.append(request_id)
+        return wait
+
+    def take_held(self) -> list[str]:
+        """Requests for which finished() said yes since the last step. Cannot fail."""
+        held, self._held = self._held, []
+        return held
 
     def drop(self, request_id: str) -> None:
         """Forgets a finished request; a load under way is ended by the worker."""

@@ -1,7 +1,7 @@
 """Staging memory of one link: half a ring for saves, half buffers for loads. Thread-safe.
 
 Sizes in bytes. A region of a call that got no reply is never given back: the link breaks and the
-whole segment is given up (segment.py).
+whole memory is given up (segment.py).
 """
 
 import collections
@@ -12,8 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from flashquant.keys import BLOCK_TOKENS
-from flashquant.link import Link
 from flashquant.vllm.cache_view import WORD, WORD_BYTES, CacheView
+from flashquant.vllm.rows_view import RowsView
+
+View = CacheView | RowsView
 
 LOAD_BUFFERS = 4        # or more, where the segment has room for as many
 PIECE_BYTES = 12 << 20  # of a load: small enough to stay in the cache between node and engine
@@ -64,27 +66,25 @@ class SaveRing:
         return self._begin if self._begin + size <= tail else None
 
 
-def smallest_segment(view: CacheView) -> int:
+def smallest_segment(view: View) -> int:
     """Bytes that a segment must have: one block each way."""
     return 2 * unit_bytes(view)
 
 
-def unit_bytes(view: CacheView) -> int:
+def unit_bytes(view: View) -> int:
     """A block of 64 tokens, or a chunk where that is longer; all layers."""
     return view.layers * view.shape.chunk_bytes * max(1, BLOCK_TOKENS // view.shape.tokens)
 
 
 class Staging:
-    """Memory of `link`'s segment, cut for chunks of `view`."""
+    """Memory cut for chunks of `view`."""
 
-    def __init__(self, link: Link, view: CacheView) -> None:
-        """The segment has at least smallest_segment(view) bytes."""
-        segment = link.segment
-        self.link, self.segment_id = link, segment.id
+    def __init__(self, memory: memoryview, view: View) -> None:
+        """The memory has at least smallest_segment(view) bytes."""
+        self.words = torch.frombuffer(memory, dtype=WORD)
         self._view = view
-        self._words = torch.frombuffer(segment.view, dtype=WORD)
         unit, blocks_of_unit = unit_bytes(view), max(1, view.shape.tokens // BLOCK_TOKENS)
-        half = segment.size // 2 // WORD_BYTES * WORD_BYTES
+        half = memory.nbytes // 2 // WORD_BYTES * WORD_BYTES
         units = max(1, min(PIECE_BYTES, half // LOAD_BUFFERS) // unit)
         self.load_blocks = units * blocks_of_unit         # of one load buffer
         self.save_blocks = half // unit * blocks_of_unit  # that the ring can hold at most
@@ -97,7 +97,7 @@ class Staging:
         """The region as [layers][count][words of a chunk]."""
         begin, words = region.offset // WORD_BYTES, self._view.words
         size = self._view.layers * count * words
-        return self._words[begin:begin + size].view(self._view.layers, count, words)
+        return self.words[begin:begin + size].view(self._view.layers, count, words)
 
     def take_load_buffer(self, timeout_s: float) -> Region | None:
         """A buffer for `load_blocks` blocks; None after the timeout."""

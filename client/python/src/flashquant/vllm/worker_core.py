@@ -11,27 +11,30 @@ import time
 from collections.abc import Iterable
 
 from flashquant.client import Client
-from flashquant.vllm.cache_view import CacheView
 from flashquant.vllm.geometry import Packing
 from flashquant.vllm.jobs import LoadJob, StepJobs
 from flashquant.vllm.loader import Loader
 from flashquant.vllm.page_access import PageAccess
 from flashquant.vllm.saver import Saver
+from flashquant.vllm.staging import View
+from flashquant.vllm.transport import ComputeMark
 
 log = logging.getLogger("flashquant")
 
 LOADER_THREADS = 2
 SHUTDOWN_S = 2.0
+PREEMPTED_S = 2.0  # a node that is alive has long answered by then
 
 
 class WorkerCore:
     """See the head of the file."""
 
-    def __init__(self, client: Client, view: CacheView, packing: Packing,
-                 block_tokens: int) -> None:
-        """Starts the client and the threads. `block_tokens`: size of the engine's blocks."""
-        self._client, self._block_tokens = client, block_tokens
-        self._access = PageAccess(client, view, packing, block_tokens)
+    def __init__(self, client: Client, view: View, packing: Packing, block_tokens: int,
+                 mark: ComputeMark | None = None) -> None:
+        """Starts the client and the threads. `block_tokens`: size of the engine's blocks;
+        `mark`: of an engine on a GPU."""
+        self._client, self._block_tokens, self._mark = client, block_tokens, mark
+        self._access = PageAccess(client, view, packing, block_tokens, mark)
         self._saver = Saver(self._access)
         self._jobs: queue.SimpleQueue[tuple[LoadJob, threading.Event, float] | None] = (
             queue.SimpleQueue())
@@ -46,7 +49,9 @@ class WorkerCore:
         client.start()
 
     def submit_loads(self, jobs: StepJobs) -> None:
-        """Starts the loads of a step."""
+        """Starts the loads of a step, behind what the model's stream does by now."""
+        if jobs.loads and self._mark is not None:
+            self._mark.record()
         for job in jobs.loads:
             cancelled = threading.Event()
             with self._lock:
@@ -54,12 +59,31 @@ class WorkerCore:
             self._jobs.put((job, cancelled, time.monotonic()))
 
     def stage_saves(self, jobs: StepJobs) -> None:
-        """Copies what a step saves; the engine may change its blocks afterwards."""
+        """Takes what a step saves.
+
+        Copied, if staged: the engine may change its blocks afterwards. Else not before
+        wait_preempted() returned, or take_saved() named the request.
+        """
         begin_s = time.perf_counter()
+        if jobs.saves and self._mark is not None:
+            self._mark.record()
         for job in jobs.saves:
             self._saver.stage(job)
         if jobs.saves:
             self._access.counters.add("staging_seconds", time.perf_counter() - begin_s)
+
+    def wait_preempted(self, jobs: StepJobs) -> None:
+        """Before the engine overwrites blocks of preempted requests."""
+        if jobs.preempted:
+            self._saver.wait(jobs.preempted, PREEMPTED_S)
+
+    def hold_saved(self, jobs: StepJobs) -> None:
+        """Finished requests whose blocks the engine keeps for their saves."""
+        self._saver.hold(jobs.held)
+
+    def take_saved(self) -> set[str]:
+        """Those of them whose saves have ended, each once."""
+        return self._saver.take_ended()
 
     def requests_finished(self, request_ids: Iterable[str]) -> None:
         """Cancels their loads (they are reported all the same) and forgets them."""
@@ -88,6 +112,7 @@ class WorkerCore:
 
     def shutdown(self) -> None:
         """Ends all threads within about two seconds. Idempotent."""
+        self._access.closing.set()
         with self._lock:
             for cancelled in self._running.values():
                 cancelled.set()

@@ -1,0 +1,318 @@
+"""Device segments from the worker's side, on a pretended GPU: which bytes the node is sent to for
+every layout of vLLM, when the engine's blocks are let go, and what happens when the node refuses.
+
+The node on a real GPU is tested by tests/gpu.
+"""
+
+import threading
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fake_device_node import FakeDeviceNode, MemfdGpu
+from flashquant.client import Client, Deadlines
+from flashquant.device_memory import DeviceMemoryError
+from flashquant.device_segment import DeviceMemory
+from flashquant.keys import KeyChain, Namespace, root_key
+from flashquant.link import SessionSpec
+from flashquant.v1 import kv_cache_pb2 as pb
+from flashquant.vllm.geometry import rows_packing
+from flashquant.vllm.jobs import LoadJob, SaveJob, StepJobs
+from flashquant.vllm.rows_view import RowsView
+from flashquant.vllm.staging import smallest_segment
+from flashquant.vllm.transport import Direct
+from flashquant.vllm.worker_core import WorkerCore
+from flashquant.wire import Profile
+
+LAYERS, HEADS, SIZE, BLOCKS = 2, 3, 64, 40
+DEADLINES = Deadlines(lookup_s=1.0, load_s=3.0, store_s=5.0)
+
+
+def hnd(gpu, tokens):
+    """(B, H, N, 2D), a layer an allocation."""
+    shape = (BLOCKS, HEADS, tokens, 2 * SIZE)
+    return [halves(gpu, shape) for _ in range(LAYERS)]
+
+
+def nhd(gpu, tokens):
+    """The same, memory by token first."""
+    shape = (BLOCKS, tokens, HEADS, 2 * SIZE)
+    return [halves(gpu, shape).permute(0, 2, 1, 3) for _ in range(LAYERS)]
+
+
+def key_value_first(gpu, tokens):
+    """(2, B, N, H, D): FlashAttention to 0.21."""
+    return [halves(gpu, (2, BLOCKS, tokens, HEADS, SIZE)) for _ in range(LAYERS)]
+
+
+def block_first(gpu, tokens):
+    """(B, 2, N, H, D): 0.22 to 0.25, FlashInfer."""
+    return [halves(gpu, (BLOCKS, 2, tokens, HEADS, SIZE)) for _ in range(LAYERS)]
+
+
+def block_first_by_head(gpu, tokens):
+    """FlashInfer's HND: memory (B, 2, H, N, D)."""
+    shape = (BLOCKS, 2, HEADS, tokens, SIZE)
+    return [halves(gpu, shape).permute(0, 1, 3, 2, 4) for _ in range(LAYERS)]
+
+
+def blnhc(gpu, tokens):
+    """All layers of a block in one buffer."""
+    return list(halves(gpu, (BLOCKS, LAYERS, tokens, HEADS, 2 * SIZE)).permute(1, 0, 3, 2, 4))
+
+
+def blhnc(gpu, tokens):
+    """The same, by head."""
+    return list(halves(gpu, (BLOCKS, LAYERS, HEADS, tokens, 2 * SIZE)).transpose(0, 1))
+
+
+def lhbnc(gpu, tokens):
+    """A head's blocks side by side."""
+    return list(halves(gpu, (LAYERS, HEADS, BLOCKS, tokens, 2 * SIZE)).transpose(1, 2))
+
+
+LAYOUTS = [hnd, nhd, key_value_first, block_first, block_first_by_head, blnhc, blhnc, lhbnc]
+
+
+def halves(gpu, shape):
+    """Random BF16 in memory of the GPU."""
+    tensor = gpu.alloc(2 * int(np.prod(shape))).view(torch.bfloat16).view(shape)
+    return tensor.copy_(torch.randn(shape))
+
+
+NAMESPACE = Namespace("device-test", LAYERS, HEADS, SIZE, pb.DTYPE_BF16)
+
+
+class Worker:
+    """A worker core over a KV cache on the pretended GPU."""
+
+    def __init__(self, node, gpu, layout=nhd, tokens=16, deadlines=DEADLINES):
+        self.tokens = tokens
+        self.tensors = layout(gpu, tokens)
+        self.view = RowsView(self.tensors, BLOCKS, HEADS, SIZE)
+        least = smallest_segment(self.view)
+        spec = SessionSpec("device-test", NAMESPACE, (0, LAYERS), (0, HEADS), segment_bytes=8 << 20,
+                           device=DeviceMemory(self.view.memory(), b""), bytes_beside_device=least)
+        self.client = Client(node.endpoint, spec, deadlines)
+        self.core = WorkerCore(self.client, self.view, rows_packing(SIZE), tokens)
+        assert self.client.wait_ready(5)
+        self.counts = {}
+
+    def chain(self, blocks, salt):
+        link = self.client.link
+        chain = KeyChain(root_key(NAMESPACE.fingerprint(), link.info.tenant, salt))
+        chain.extend(range(blocks * 64))
+        return chain
+
+    def save(self, chain, begin, end, ids, request_id="save"):
+        self.core.stage_saves(StepJobs(saves=[SaveJob(
+            request_id, begin, chain.keys(begin, end), chain.keys(max(0, begin - 2), begin), ids,
+            Profile.EXACT)]))
+
+    def load(self, chain, begin_token, end_token, ids):
+        """Starts a load and waits for its report; returns the bad blocks."""
+        self.core.submit_loads(StepJobs(loads=[LoadJob(
+            "load", chain.keys(0, end_token // 64), begin_token, end_token, ids, Profile.COMPACT)]))
+        wait_until(self.core.take_results)
+        return self.core.take_bad_blocks()
+
+    def rows(self, ids):
+        """K and V, [layers][2][heads][tokens][size]."""
+        return torch.stack([torch.stack([part[ids].transpose(0, 1).flatten(1, 2)
+                                         for part in (rows.k, rows.v)]) for rows in self.view.rows])
+
+    def count(self, name):
+        for key, amount in self.core.take_counters().items():
+            self.counts[key] = self.counts.get(key, 0) + amount
+        return self.counts.get(name, 0)
+
+
+def wait_until(condition, timeout_s=10.0):
+    deadline_s = time.monotonic() + timeout_s
+    while not (result := condition()):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.005)
+    return result
+
+
+@pytest.fixture(name="gpu")
+def gpu_fixture(monkeypatch):
+    gpu = MemfdGpu()
+    gpu.patch(monkeypatch)
+    return gpu
+
+
+@pytest.fixture(name="node")
+def node_fixture(tmp_path):
+    node = FakeDeviceNode(tmp_path / "s", 2, HEADS, SIZE)
+    node.fingerprint = NAMESPACE.fingerprint()
+    node.start()
+    yield node
+    node.stop()
+
+
+@pytest.fixture(name="make")
+def make_fixture(node, gpu):
+    workers = []
+
+    def make(*args, **kwargs):
+        workers.append(Worker(node, gpu, *args, **kwargs))
+        return workers[-1]
+    yield make
+    for worker in workers:
+        worker.core.shutdown()
+
+
+def stored(node, chain, blocks):
+    keys = [chain.keys(i, i + 1) for i in range(blocks)]
+    wait_until(lambda: node.stored.issuperset(keys))
+
+
+@pytest.mark.parametrize("tokens", [16, 64, 128])
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
+def test_every_layout_rows_come_back_in_other_blocks(make, node, layout, tokens):
+    writer, reader = make(layout, tokens), make(nhd, tokens)
+    chain = writer.chain(8, f"{layout.__name__}{tokens}")
+    count = 512 // tokens
+    ids, target = torch.randperm(BLOCKS)[:count].tolist(), torch.randperm(BLOCKS)[:count].tolist()
+    writer.save(chain, 0, 8, ids)
+    stored(node, chain, 8)
+    others = [i for i in range(BLOCKS) if i not in target]
+    before = reader.rows(others).clone()
+    assert reader.load(chain, 0, 512, target) == set()
+    assert torch.equal(reader.rows(target), writer.rows(ids))
+    assert torch.equal(reader.rows(others), before)
+    assert (writer.count("transport_device"), reader.count("transport_device")) == (1, 1)
+
+
+def test_load_behind_a_local_prefix_inside_a_block_leaves_it_alone(make, node):
+    writer, reader = make(), make()
+    chain = writer.chain(4, "prefix")
+    writer.save(chain, 0, 4, list(range(16)))
+    stored(node, chain, 4)
+    before = reader.rows(list(range(16))).clone()
+    assert reader.load(chain, 80, 256, list(range(5, 16))) == set()
+    now, source = reader.rows(list(range(16))), writer.rows(list(range(16)))
+    assert torch.equal(now[..., :80, :], before[..., :80, :])
+    assert torch.equal(now[..., 80:, :], source[..., 80:, :])
+
+
+def test_node_refuses_pages_travel_through_host_memory(make, node, caplog):
+    node.refuse = "too many mappings"
+    writer, reader = make(), make(hnd)
+    chain = writer.chain(4, "refused")
+    writer.save(chain, 0, 4, list(range(16)))
+    stored(node, chain, 4)
+    assert reader.load(chain, 0, 256, list(range(20, 36))) == set()
+    assert torch.equal(reader.rows(list(range(20, 36))), writer.rows(list(range(16))))
+    assert reader.count("transport_shared_memory") == 1
+    assert "refused the engine's GPU memory: too many mappings" in caplog.text
+
+
+def slow_load(make, node, seconds):
+    """A load whose deadline passes while the node is at it; (worker, rows at the report, later)."""
+    worker = make(deadlines=replace(DEADLINES, load_s=0.3))
+    chain = worker.chain(4, "slow")
+    worker.save(chain, 0, 4, list(range(16)))
+    stored(node, chain, 4)
+    done = threading.Event()
+    node.before_load = lambda: time.sleep(seconds)
+    using = node._using
+
+    def watched(pages):
+        context = using(pages)
+        return Watched(context, done)
+    node._using = watched
+    target = list(range(20, 36))
+    bad = worker.load(chain, 0, 256, target)
+    assert bad == set(target)
+    at_report = worker.rows(target).clone()
+    done.wait(10)
+    return at_report, worker.rows(target)
+
+
+class Watched:
+    """A context manager that sets an event at its end."""
+
+    def __init__(self, inner, done):
+        self._inner, self._done = inner, done
+
+    def __enter__(self):
+        return self._inner.__enter__()
+
+    def __exit__(self, *error):
+        result = self._inner.__exit__(*error)
+        self._done.set()
+        return result
+
+
+def test_load_given_up_is_reported_only_when_the_node_has_ended(make, node):
+    at_report, later = slow_load(make, node, seconds=1.0)
+    assert torch.equal(at_report, later)
+
+
+def test_load_given_up_control_without_the_fence_blocks_change_after_the_report(
+        make, node, monkeypatch):
+    monkeypatch.setattr(Direct, "settle", lambda self, give_up: None)
+    at_report, later = slow_load(make, node, seconds=1.0)
+    assert not torch.equal(at_report, later)
+
+
+def test_held_request_is_named_once_when_its_saves_have_ended(make, node):
+    worker = make()
+    chain = worker.chain(4, "held")
+    node.delay_s = 0.0
+    may_store, store = threading.Event(), worker.client.store
+    worker.client.store = lambda *args: may_store.wait(5) and store(*args)
+    worker.save(chain, 0, 4, list(range(16)), "a")
+    worker.core.hold_saved(StepJobs(held=["a", "never-saved"]))
+    assert worker.core.take_saved() == {"never-saved"}
+    may_store.set()
+    wait_until(lambda: worker.core.take_saved() == {"a"})
+    assert worker.core.take_saved() == set()
+
+
+def test_preempted_request_is_waited_for(make, node):
+    worker = make()
+    chain = worker.chain(4, "preempted")
+    store = worker.client.store
+    worker.client.store = lambda *args: time.sleep(0.3) or store(*args)
+    worker.save(chain, 0, 4, list(range(16)), "a")
+    begin_s = time.monotonic()
+    worker.core.wait_preempted(StepJobs(preempted=["b"]))
+    assert time.monotonic() - begin_s < 0.2
+    worker.core.wait_preempted(StepJobs(preempted=["a"]))
+    assert chain.keys(3, 4) in node.stored
+
+
+def test_packet_without_event_and_with(gpu):
+    view = RowsView(blnhc(gpu, 16), BLOCKS, HEADS, SIZE)
+    packet = DeviceMemory(view.memory(), b"e" * 64).packet(b"s" * 16)
+    assert len(packet) == 128 + 72 + 16 * LAYERS
+    assert packet[60:64] == b"\1\0\0\0" and packet[64:128] == b"e" * 64
+    assert DeviceMemory(view.memory(), b"").packet(b"s" * 16)[60:128] == bytes(68)
+    with pytest.raises(DeviceMemoryError, match="64 bytes, got 3"):
+        DeviceMemory(view.memory(), b"abc")
+
+
+def test_layer_over_two_allocations_is_refused(gpu):
+    layer, = hnd(gpu, 16)[:1]
+    memory = RowsView([layer], BLOCKS, HEADS, SIZE).memory()
+    with pytest.raises(DeviceMemoryError, match="it spans several"):
+        DeviceMemory([replace(memory[0], size=memory[0].size + 1)], b"")
+
+
+@pytest.mark.parametrize("shape", [(40, 16, 3, 128), (3, 40, 16, 3, 64), (2, 2, 16, 3, 64),
+                                   (40, 576)])
+def test_unknown_shape_is_refused(shape):
+    with pytest.raises(ValueError, match="KV tensor of shape"):
+        RowsView([torch.zeros(shape)], 40, HEADS, SIZE)
+
+
+def test_strides_that_the_node_cannot_address_are_refused():
+    view = RowsView([torch.zeros(40, HEADS, 16, 2 * SIZE + 2)[..., :2 * SIZE]], 40, HEADS, SIZE)
+    with pytest.raises(ValueError, match="not multiples of 256, 16, 16"):
+        view.device_layout()
