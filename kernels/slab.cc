@@ -12,17 +12,11 @@
 #include "kernels/base/status_macros.h"
 #include "kernels/codec/checksum.h"
 #include "kernels/codec/page_layout.h"
-#include "kernels/page_bytes.h"
 #include "kernels/slab_header.h"
+#include "kernels/slab_layout.h"
 
 namespace fq {
 namespace {
-
-bool IsSinkBlock(const BlockId& id) { return id.index == 0; }
-
-bool NeedsCodecSet(PageKind kind) {
-  return kind == PageKind::kBase || kind == PageKind::kRefinement;
-}
 
 bool IsPrimary(PageKind kind) { return kind != PageKind::kRefinement; }
 
@@ -44,28 +38,20 @@ absl::Status ExpectBytes(absl::string_view field, const uint8_t* found, const ui
   return Differs(field, Hex(found, 32), Hex(expected, 32));
 }
 
-absl::Status Invalid(absl::string_view field, uint64_t found, absl::string_view expected) {
-  return absl::InvalidArgumentError(
-      absl::StrCat("slab: ", field, " is ", found, ", expected ", expected));
-}
-
-uint64_t HeaderChecksum(const SlabHeader& header) {
-  return Checksum(reinterpret_cast<const std::byte*>(&header), offsetof(SlabHeader, checksum));
-}
-
 // Whether every chunk that `tokens` rows reach exists.
 template <typename Byte>
 absl::Status CheckRows(const Rows<Byte>& rows, int tokens) {
-  if (rows.tokens_per_chunk < 1) return Invalid("tokens_per_chunk", 0, "at least 1");
+  if (rows.tokens_per_chunk < 1) return InvalidSlab("tokens_per_chunk", 0, "at least 1");
   if (rows.first_token < 0 || rows.first_token >= rows.tokens_per_chunk) {
-    return Invalid("first_token", rows.first_token,
-                   absl::StrCat("below tokens_per_chunk ", rows.tokens_per_chunk));
+    return InvalidSlab("first_token", rows.first_token,
+                       absl::StrCat("below tokens_per_chunk ", rows.tokens_per_chunk));
   }
   const int64_t end = static_cast<int64_t>(rows.first_token) + tokens;
   const int64_t chunks = (end + rows.tokens_per_chunk - 1) / rows.tokens_per_chunk;
-  if (chunks > kMaxChunks) return Invalid("chunks", chunks, absl::StrCat("at most ", kMaxChunks));
+  if (chunks > kMaxChunks)
+    return InvalidSlab("chunks", chunks, absl::StrCat("at most ", kMaxChunks));
   for (int64_t i = 0; i < chunks; ++i) {
-    if (rows.chunks[i] == nullptr) return Invalid("chunks", i, "pointers for all tokens");
+    if (rows.chunks[i] == nullptr) return InvalidSlab("chunks", i, "pointers for all tokens");
   }
   return absl::OkStatus();
 }
@@ -73,9 +59,9 @@ absl::Status CheckRows(const Rows<Byte>& rows, int tokens) {
 template <typename Page>
 absl::Status CheckPages(absl::Span<const Page> pages, int page_count, const BlockId& id) {
   if (pages.size() != static_cast<size_t>(page_count)) {
-    return Invalid("pages", pages.size(), absl::StrCat(page_count, " of the shape"));
+    return InvalidSlab("pages", pages.size(), absl::StrCat(page_count, " of the shape"));
   }
-  if (id.tokens < 1 || id.tokens > kBlockTokens) return Invalid("tokens", id.tokens, "1..64");
+  if (id.tokens < 1 || id.tokens > kBlockTokens) return InvalidSlab("tokens", id.tokens, "1..64");
   for (const Page& page : pages) {
     FQ_RETURN_IF_ERROR(CheckRows(page.k, id.tokens));
     FQ_RETURN_IF_ERROR(CheckRows(page.v, id.tokens));
@@ -85,23 +71,17 @@ absl::Status CheckPages(absl::Span<const Page> pages, int page_count, const Bloc
 
 class SlabCodecOfBackend final : public SlabCodec {
  public:
-  SlabCodecOfBackend(const SlabShape& shape, std::shared_ptr<const CodecSet> codec_set,
-                     const Backend* backend)
-      : shape_(shape), codec_set_(std::move(codec_set)), backend_(backend) {
-    context_.codec_set = codec_set_.get();
-    context_.head_size = shape.head_size;
-    context_.dtype = shape.dtype;
-    for (PageKind kind :
-         {PageKind::kExact, PageKind::kBase, PageKind::kRefinement, PageKind::kUniversal}) {
-      if (NeedsCodecSet(kind) && codec_set_ == nullptr) continue;
-      for (bool sink : {false, true}) offsets_[Slot(kind, sink)] = MakeOffsets(kind, sink);
-    }
+  SlabCodecOfBackend(SlabLayout layout, const Backend* backend)
+      : layout_(std::move(layout)), backend_(backend) {
+    context_.codec_set = layout_.codec_set();
+    context_.head_size = shape().head_size;
+    context_.dtype = shape().dtype;
   }
 
-  const SlabShape& shape() const override { return shape_; }
+  const SlabShape& shape() const override { return layout_.shape(); }
 
   absl::StatusOr<size_t> ExtentBytes(PageKind kind, bool sink) const override {
-    FQ_RETURN_IF_ERROR(CheckKind(kind));
+    FQ_RETURN_IF_ERROR(layout_.CheckKind(kind));
     return Offsets(kind, sink).back();
   }
 
@@ -131,7 +111,7 @@ class SlabCodecOfBackend final : public SlabCodec {
   }
 
   absl::Status Verify(const BlockId& id, absl::Span<const std::byte> extent) const override {
-    if (id.tokens < 1 || id.tokens > kBlockTokens) return Invalid("tokens", id.tokens, "1..64");
+    if (id.tokens < 1 || id.tokens > kBlockTokens) return InvalidSlab("tokens", id.tokens, "1..64");
     SlabHeader header;
     if (extent.size() < sizeof(header)) {
       return Differs("length", absl::StrCat(extent.size()), "at least 128");
@@ -144,7 +124,7 @@ class SlabCodecOfBackend final : public SlabCodec {
   absl::Status Decode(const BlockId& id, absl::Span<const std::byte> primary,
                       absl::Span<const std::byte> refinement,
                       absl::Span<const TargetPage> pages) const override {
-    FQ_RETURN_IF_ERROR(CheckPages(pages, shape_.pages(), id));
+    FQ_RETURN_IF_ERROR(CheckPages(pages, shape().pages(), id));
     FQ_ASSIGN_OR_RETURN(const PageKind kind, VerifyBlock(id, primary, refinement));
     const bool sink = IsSinkBlock(id);
     std::vector<DecodeTask> tasks(pages.size());
@@ -165,10 +145,10 @@ class SlabCodecOfBackend final : public SlabCodec {
   absl::StatusOr<PageError> MeasureError(const BlockId& id, int page, const SourcePage& source,
                                          absl::Span<const std::byte> primary,
                                          absl::Span<const std::byte> refinement) const override {
-    FQ_RETURN_IF_ERROR(CheckKind(PageKind::kBase));
-    if (page < 0 || page >= shape_.pages()) {
+    FQ_RETURN_IF_ERROR(layout_.CheckKind(PageKind::kBase));
+    if (page < 0 || page >= shape().pages()) {
       return absl::InvalidArgumentError(
-          absl::StrCat("slab: page is ", page, ", expected 0..", shape_.pages() - 1));
+          absl::StrCat("slab: page is ", page, ", expected 0..", shape().pages() - 1));
     }
     FQ_RETURN_IF_ERROR(CheckPages(absl::MakeConstSpan(&source, 1), 1, id));
     FQ_RETURN_IF_ERROR(CheckLengths(PageKind::kBase, id, primary.size(), refinement.size()));
@@ -193,10 +173,10 @@ class SlabCodecOfBackend final : public SlabCodec {
                           VerifyBlock(block.id, block.primary, block.refinement));
       kinds.push_back(kind);
     }
-    std::vector<AttendTask::Page> pages(shape_.heads() * blocks.size());
-    std::vector<AttendTask> tasks(shape_.heads());
-    for (int head = 0; head < shape_.heads(); ++head) {
-      const size_t index = (params.layer - shape_.layer_begin) * shape_.heads() + head;
+    std::vector<AttendTask::Page> pages(shape().heads() * blocks.size());
+    std::vector<AttendTask> tasks(shape().heads());
+    for (int head = 0; head < shape().heads(); ++head) {
+      const size_t index = (params.layer - shape().layer_begin) * shape().heads() + head;
       AttendTask::Page* head_pages = pages.data() + head * blocks.size();
       for (size_t i = 0; i < blocks.size(); ++i) {
         head_pages[i] = PageOf(blocks[i], kinds[i], index);
@@ -208,42 +188,18 @@ class SlabCodecOfBackend final : public SlabCodec {
   }
 
  private:
-  using PageOffsets = std::vector<size_t>;  // [pages + 1], the last is the size of the extent
+  using PageOffsets = SlabLayout::PageOffsets;
 
-  static size_t Slot(PageKind kind, bool sink) { return 2 * static_cast<size_t>(kind) + sink; }
+  const PageOffsets& Offsets(PageKind kind, bool sink) const { return layout_.Offsets(kind, sink); }
 
-  const PageOffsets& Offsets(PageKind kind, bool sink) const { return offsets_[Slot(kind, sink)]; }
-
-  int LayerOf(size_t page) const { return shape_.LayerOf(static_cast<int>(page)); }
-  int HeadOf(size_t page) const { return shape_.HeadOf(static_cast<int>(page)); }
-
-  PageOffsets MakeOffsets(PageKind kind, bool sink) const {
-    PageOffsets offsets;
-    size_t offset = SlabPagesOffset(shape_.pages());
-    for (int i = 0; i < shape_.pages(); ++i) {
-      offsets.push_back(offset);
-      const CodecProfile* profile =
-          codec_set_ == nullptr ? nullptr : &codec_set_->profile(LayerOf(i), HeadOf(i));
-      offset += PageBytes({kind, shape_.dtype, shape_.head_size, sink}, profile);
-    }
-    offsets.push_back(offset);
-    return offsets;
-  }
-
-  absl::Status CheckKind(PageKind kind) const {
-    if (static_cast<uint8_t>(kind) > static_cast<uint8_t>(PageKind::kUniversal)) {
-      return Invalid("page kind", static_cast<uint8_t>(kind), "0..3");
-    }
-    if (!NeedsCodecSet(kind) || codec_set_ != nullptr) return absl::OkStatus();
-    return absl::FailedPreconditionError(absl::StrCat("slab: page kind ", static_cast<int>(kind),
-                                                      " needs a codec set, this codec has none"));
-  }
+  int LayerOf(size_t page) const { return shape().LayerOf(static_cast<int>(page)); }
+  int HeadOf(size_t page) const { return shape().HeadOf(static_cast<int>(page)); }
 
   absl::Status CheckEncode(PageKind kind, const BlockId& id, absl::Span<const SourcePage> pages,
                            size_t primary_bytes, size_t refinement_bytes) const {
-    FQ_RETURN_IF_ERROR(CheckKind(kind));
-    if (!IsPrimary(kind)) return Invalid("page kind of a primary extent", 2, "0, 1 or 3");
-    FQ_RETURN_IF_ERROR(CheckPages(pages, shape_.pages(), id));
+    FQ_RETURN_IF_ERROR(layout_.CheckKind(kind));
+    if (!IsPrimary(kind)) return InvalidSlab("page kind of a primary extent", 2, "0, 1 or 3");
+    FQ_RETURN_IF_ERROR(CheckPages(pages, shape().pages(), id));
     return CheckLengths(kind, id, primary_bytes, refinement_bytes);
   }
 
@@ -252,23 +208,23 @@ class SlabCodecOfBackend final : public SlabCodec {
                             size_t refinement_bytes) const {
     const bool sink = IsSinkBlock(id);
     if (primary_bytes != Offsets(kind, sink).back()) {
-      return Invalid("bytes of the primary extent", primary_bytes,
-                     absl::StrCat(Offsets(kind, sink).back()));
+      return InvalidSlab("bytes of the primary extent", primary_bytes,
+                         absl::StrCat(Offsets(kind, sink).back()));
     }
     if (refinement_bytes == 0) return absl::OkStatus();
     if (kind != PageKind::kBase) {
-      return Invalid("page kind beside a refinement", static_cast<uint8_t>(kind), "1 (base)");
+      return InvalidSlab("page kind beside a refinement", static_cast<uint8_t>(kind), "1 (base)");
     }
     if (refinement_bytes == Offsets(PageKind::kRefinement, sink).back()) return absl::OkStatus();
-    return Invalid("bytes of the refinement extent", refinement_bytes,
-                   absl::StrCat(Offsets(PageKind::kRefinement, sink).back()));
+    return InvalidSlab("bytes of the refinement extent", refinement_bytes,
+                       absl::StrCat(Offsets(PageKind::kRefinement, sink).back()));
   }
 
   absl::Status CheckAttend(const AttendParams& params) const {
-    if (params.layer < shape_.layer_begin || params.layer >= shape_.layer_end) {
+    if (params.layer < shape().layer_begin || params.layer >= shape().layer_end) {
       return absl::InvalidArgumentError(absl::StrCat("attend: layer is ", params.layer,
-                                                     ", expected ", shape_.layer_begin, "..",
-                                                     shape_.layer_end - 1));
+                                                     ", expected ", shape().layer_begin, "..",
+                                                     shape().layer_end - 1));
     }
     if (params.q_heads_per_kv_head < 1 || params.q_heads_per_kv_head > kMaxQueryHeads) {
       return absl::InvalidArgumentError(absl::StrCat("attend: q_heads_per_kv_head is ",
@@ -281,38 +237,13 @@ class SlabCodecOfBackend final : public SlabCodec {
     return absl::InvalidArgumentError("attend: q, out or lse is null, expected an array");
   }
 
-  SlabHeader MakeHeader(PageKind kind, const BlockId& id) const {
-    SlabHeader header{};
-    header.magic = kSlabMagic;
-    header.version = kSlabVersion;
-    header.kind = static_cast<uint8_t>(kind);
-    header.flags = IsSinkBlock(id) ? kSlabFlagSink : 0;
-    header.layer_begin = shape_.layer_begin;
-    header.layer_end = shape_.layer_end;
-    header.head_begin = shape_.head_begin;
-    header.head_end = shape_.head_end;
-    header.tokens = id.tokens;
-    header.head_size = shape_.head_size;
-    header.dtype = static_cast<uint8_t>(shape_.dtype);
-    header.page_count = shape_.pages();
-    header.block_index = id.index;
-    const PageOffsets& offsets = Offsets(kind, IsSinkBlock(id));
-    header.payload_bytes = offsets.back() - offsets.front();
-    std::copy(id.key.begin(), id.key.end(), header.block_key);
-    if (NeedsCodecSet(kind)) {
-      std::copy(codec_set_->id().begin(), codec_set_->id().end(), header.codec_set_id);
-    }
-    header.checksum = HeaderChecksum(header);
-    return header;
-  }
-
   // Header and page checksums; the pages are already there.
   void WriteHeader(PageKind kind, const BlockId& id, absl::Span<std::byte> extent) const {
-    const SlabHeader header = MakeHeader(kind, id);
+    const SlabHeader header = layout_.MakeHeader(kind, id);
     const PageOffsets& offsets = Offsets(kind, IsSinkBlock(id));
     std::memset(extent.data(), 0, offsets.front());
     std::memcpy(extent.data(), &header, sizeof(header));
-    for (int i = 0; i < shape_.pages(); ++i) {
+    for (int i = 0; i < shape().pages(); ++i) {
       const uint64_t checksum = Checksum(extent.data() + offsets[i], offsets[i + 1] - offsets[i]);
       std::memcpy(extent.data() + sizeof(header) + sizeof(checksum) * i, &checksum,
                   sizeof(checksum));
@@ -325,10 +256,11 @@ class SlabCodecOfBackend final : public SlabCodec {
     FQ_RETURN_IF_ERROR(ExpectEqual("magic", header.magic, kSlabMagic));
     FQ_RETURN_IF_ERROR(ExpectEqual("version", header.version, kSlabVersion));
     FQ_RETURN_IF_ERROR(ExpectEqual("header checksum", header.checksum, HeaderChecksum(header)));
-    if (const absl::Status kind = CheckKind(static_cast<PageKind>(header.kind)); !kind.ok()) {
+    if (const absl::Status kind = layout_.CheckKind(static_cast<PageKind>(header.kind));
+        !kind.ok()) {
       return absl::DataLossError(kind.message());
     }
-    const SlabHeader expected = MakeHeader(static_cast<PageKind>(header.kind), id);
+    const SlabHeader expected = layout_.MakeHeader(static_cast<PageKind>(header.kind), id);
     FQ_RETURN_IF_ERROR(ExpectBytes("block key", header.block_key, expected.block_key));
     FQ_RETURN_IF_ERROR(ExpectBytes("codec set id", header.codec_set_id, expected.codec_set_id));
     FQ_RETURN_IF_ERROR(ExpectEqual("block index", header.block_index, expected.block_index));
@@ -350,13 +282,13 @@ class SlabCodecOfBackend final : public SlabCodec {
     const PageOffsets& offsets = Offsets(kind, sink);
     FQ_RETURN_IF_ERROR(ExpectEqual("length", extent.size(), offsets.back()));
     const std::byte* checksums = extent.data() + sizeof(SlabHeader);
-    for (int i = 0; i < shape_.pages(); ++i) {
+    for (int i = 0; i < shape().pages(); ++i) {
       uint64_t stored;
       std::memcpy(&stored, checksums + sizeof(stored) * i, sizeof(stored));
       const uint64_t found = Checksum(extent.data() + offsets[i], offsets[i + 1] - offsets[i]);
       FQ_RETURN_IF_ERROR(ExpectEqual(absl::StrCat("checksum of page ", i), found, stored));
     }
-    const size_t padding = sizeof(SlabHeader) + sizeof(uint64_t) * shape_.pages();
+    const size_t padding = sizeof(SlabHeader) + sizeof(uint64_t) * shape().pages();
     const bool zero = std::all_of(extent.begin() + padding, extent.begin() + offsets.front(),
                                   [](std::byte byte) { return byte == std::byte{0}; });
     return zero ? absl::OkStatus() : Differs("padding before the pages", "not zero", "zero");
@@ -399,67 +331,27 @@ class SlabCodecOfBackend final : public SlabCodec {
     const size_t first = static_cast<size_t>(head) * params.q_heads_per_kv_head;
     AttendTask task;
     task.layer = params.layer;
-    task.head = shape_.head_begin + head;
+    task.head = shape().head_begin + head;
     task.q_heads = params.q_heads_per_kv_head;
     task.scale = params.scale;
-    task.q = params.q + first * shape_.head_size;
-    task.out = params.out + first * shape_.head_size;
+    task.q = params.q + first * shape().head_size;
+    task.out = params.out + first * shape().head_size;
     task.lse = params.lse + first;
     return task;
   }
 
-  const SlabShape shape_;
-  const std::shared_ptr<const CodecSet> codec_set_;  // shared with the codecs of other shapes
+  const SlabLayout layout_;
   const Backend* const backend_;
   Backend::Context context_;
-  PageOffsets offsets_[8];  // by Slot; empty for kinds that need a missing codec set
 };
-
-absl::Status CheckFits(const SlabShape& shape, const CodecSet& codec_set) {
-  if (shape.layer_end > codec_set.layers()) {
-    return Invalid("layer_end", shape.layer_end,
-                   absl::StrCat("at most ", codec_set.layers(), " of the codec set"));
-  }
-  if (shape.head_end > codec_set.kv_heads()) {
-    return Invalid("head_end", shape.head_end,
-                   absl::StrCat("at most ", codec_set.kv_heads(), " of the codec set"));
-  }
-  if (shape.head_size == codec_set.head_size()) return absl::OkStatus();
-  return Invalid("head_size", shape.head_size,
-                 absl::StrCat(codec_set.head_size(), " of the codec set"));
-}
-
-absl::Status CheckShape(const SlabShape& shape) {
-  if (shape.layer_begin >= shape.layer_end) {
-    return Invalid("layer_end", shape.layer_end,
-                   absl::StrCat("more than layer_begin ", shape.layer_begin));
-  }
-  if (shape.head_begin >= shape.head_end) {
-    return Invalid("head_end", shape.head_end,
-                   absl::StrCat("more than head_begin ", shape.head_begin));
-  }
-  if (!IsHeadSize(shape.head_size)) {
-    return Invalid("head_size", shape.head_size, "64, 96, 128 or 256");
-  }
-  if (static_cast<uint8_t>(shape.dtype) > static_cast<uint8_t>(DType::kF32)) {
-    return Invalid("element type", static_cast<uint8_t>(shape.dtype), "0..2");
-  }
-  constexpr int kMaxPages = 1 << 20;  // 65,535 layers x 65,535 heads would not be a model
-  if (static_cast<int64_t>(shape.layers()) * shape.heads() > kMaxPages) {
-    return Invalid("pages", static_cast<uint64_t>(shape.layers()) * shape.heads(),
-                   absl::StrCat("at most ", kMaxPages));
-  }
-  return absl::OkStatus();
-}
 
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<const SlabCodec>> SlabCodec::Create(
     const SlabShape& shape, std::shared_ptr<const CodecSet> codec_set, const Backend* backend) {
   FQ_CHECK(backend != nullptr);
-  FQ_RETURN_IF_ERROR(CheckShape(shape));
-  if (codec_set != nullptr) FQ_RETURN_IF_ERROR(CheckFits(shape, *codec_set));
-  return std::make_unique<const SlabCodecOfBackend>(shape, std::move(codec_set), backend);
+  FQ_ASSIGN_OR_RETURN(SlabLayout layout, SlabLayout::Create(shape, std::move(codec_set)));
+  return std::make_unique<const SlabCodecOfBackend>(std::move(layout), backend);
 }
 
 absl::Status Attend(const SlabCodec& codec, absl::Span<const EncodedBlock> blocks,

@@ -31,6 +31,7 @@ class HostStaging {
     return absl::OkStatus();
   }
 
+  size_t bytes() const { return device_.bytes(); }
   std::byte* host() const { return static_cast<std::byte*>(host_); }
   std::byte* device() const { return device_.as<std::byte>(); }
 
