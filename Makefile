@@ -6,6 +6,8 @@ CODEC_SET := codec_sets/smollm2-135m-instruct.fqcs
 EVAL = $(PYTHON) -m flashquant eval --model $(MODEL) --codec-set $(CODEC_SET) --text build/text/test/*.txt
 # What compute-sanitizer runs: every kernel of encode and decode, on a few pages.
 SMALL_SCENES := *PageKernels*64x16*:*PageKernels*128x16*:*PageKernels*Universal96*:*PageKernels*Exact96*
+# Whole slabs of every kind through a Device.
+SMALL_SLABS := *DeviceCoding*Whole*/d64t0:*DeviceCoding*QueuedBehind*/d64t0:*DeviceCoding*OtherKind*/d64t0
 # The same for attention: all kinds of pages, head sizes 64 and 256, in a block's smallest layout too.
 SMALL_ATTENTION := *Sink*/0:*Sink*/2:*QueryHeads*/0:*Refinements*/0:*BFloat16*/0
 ATTEND_TEST = $(BUILD)/bin/attend_device_test --cache-folder=$(BUILD)/attend_cache
@@ -49,12 +51,15 @@ test-asan test-tsan: test-%san:  ## C++ tests under AddressSanitizer + UBSan, Th
 test-gpu:  ## on a machine with a GPU: conformance of codec and attention, compute-sanitizer on small pages
 	@scripts/setup.sh system
 	cmake --preset release
-	cmake --build $(BUILD) --target codec_device_test attend_device_test cuda_device_test agreement_device_test
+	cmake --build $(BUILD) --target codec_device_test attend_device_test cuda_device_test agreement_device_test device_node_test
 	$(BUILD)/bin/codec_device_test
 	$(BUILD)/bin/cuda_device_test
 	$(BUILD)/bin/agreement_device_test $(CODEC_SET)
 	for tool in memcheck racecheck synccheck initcheck; do FQ_TEST_WITHOUT_LISTS=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	  $(BUILD)/bin/cuda_device_test --gtest_brief=1 --gtest_filter='$(SMALL_SCENES)' || exit 1; done
+	$(BUILD)/bin/device_node_test
+	for tool in memcheck racecheck synccheck; do FQ_TEST_WITHOUT_LISTS=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	  $(BUILD)/bin/device_node_test --gtest_brief=1 --gtest_filter='$(SMALL_SLABS)' || exit 1; done
 	mkdir -p $(BUILD)/attend_cache
 	$(ATTEND_TEST)
 	for tables in 2 1; do $(ATTEND_TEST) --quick --replicated-tables=$$tables || exit 1; done

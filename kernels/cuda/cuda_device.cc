@@ -26,8 +26,12 @@ namespace {
 
 class CudaDevice final : public Device {
  public:
-  CudaDevice(int ordinal, DeviceInfo info, std::unique_ptr<const SmShare> background)
-      : ordinal_(ordinal), info_(std::move(info)), background_(std::move(background)) {}
+  CudaDevice(int ordinal, DeviceInfo info, std::unique_ptr<const SmShare> background,
+             bool with_lists)
+      : ordinal_(ordinal),
+        info_(std::move(info)),
+        background_(std::move(background)),
+        with_lists_(with_lists) {}
 
   const DeviceInfo& info() const override { return info_; }
 
@@ -83,7 +87,7 @@ class CudaDevice final : public Device {
     std::weak_ptr<const CoderTables>& known = coders_[set.id()];
     std::shared_ptr<const CoderTables> coders = known.lock();
     if (coders != nullptr) return coders;
-    FQ_ASSIGN_OR_RETURN(CoderTables made, CoderTables::Create(set));
+    FQ_ASSIGN_OR_RETURN(CoderTables made, CoderTables::Create(set, with_lists_));
     coders = std::make_shared<const CoderTables>(std::move(made));
     known = coders;
     return coders;
@@ -92,6 +96,7 @@ class CudaDevice final : public Device {
   const int ordinal_;
   const DeviceInfo info_;
   const std::unique_ptr<const SmShare> background_;  // null: all multiprocessors
+  const bool with_lists_;
   std::mutex mutex_;
   std::map<CodecSetId, std::weak_ptr<const CoderTables>> coders_;  // guarded by mutex_
 };
@@ -155,7 +160,8 @@ absl::StatusOr<std::unique_ptr<Device>> OpenCudaDevice(const CudaDeviceOptions& 
   if (options.background_percent < 100) {
     FQ_ASSIGN_OR_RETURN(background, CreateSmShare(options.background_percent));
   }
-  return std::make_unique<CudaDevice>(ordinal, std::move(info), std::move(background));
+  return std::make_unique<CudaDevice>(ordinal, std::move(info), std::move(background),
+                                      options.with_lists);
 }
 
 }  // namespace fq

@@ -15,6 +15,7 @@ struct CudaDeviceOptions {
   // Of the multiprocessors, for the queues that are not urgent: 1..100. Less than 100 needs a
   // driver of CUDA 12.5.
   int background_percent = 100;
+  bool with_lists = true;  // see CoderTables
 };
 
 // NotFound: no driver, or no such GPU (names those that there are). InvalidArgument: a percentage
