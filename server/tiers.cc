@@ -27,14 +27,14 @@ absl::Mutex& Tiers::MutexOf(const SlabKey& key) const {
 // A slab on its way down is published on the host before it leaves the device, so this order never
 // misses it. On its way up it stays on the host, unless it is evicted there just then: a miss.
 Pin Tiers::Find(const SlabKey& key) {
-  if (Store* on_device = device()) {
+  if (Store* on_device = OnDevice()) {
     if (Pin pin = on_device->Find(key)) return pin;
   }
   return host_->Find(key);
 }
 
 Pin Tiers::Peek(const SlabKey& key) {
-  if (Store* on_device = device()) {
+  if (Store* on_device = OnDevice()) {
     if (Pin pin = on_device->Peek(key)) return pin;
   }
   return host_->Peek(key);
@@ -42,7 +42,7 @@ Pin Tiers::Peek(const SlabKey& key) {
 
 absl::StatusOr<Reservation> Tiers::Reserve(Tier tier, const SlabKey& key, const SlabTag& tag,
                                            size_t primary_bytes, size_t refinement_bytes) {
-  Store* on_device = device();
+  Store* on_device = OnDevice();
   if (tier == Tier::kHost) {
     return ReserveIn(host_.get(), on_device, key, tag, primary_bytes, refinement_bytes);
   }
@@ -61,7 +61,7 @@ absl::StatusOr<Reservation> Tiers::ReserveIn(Store* store, Store* other, const S
 }
 
 absl::StatusOr<Reservation> Tiers::ReserveCopy(const Pin& host_pin) {
-  Store* on_device = device();
+  Store* on_device = OnDevice();
   if (on_device == nullptr) return absl::FailedPreconditionError("the node has no device tier");
   absl::MutexLock lock(&MutexOf(host_pin.key()));
   absl::StatusOr<Reservation> room = on_device->ReserveCopy(host_pin);
@@ -88,9 +88,9 @@ bool Tiers::DropRefinement(const SlabKey& key) {
 void Tiers::ForEachKey(uint64_t scope, const std::function<void(const SlabKey&)>& visit) const {
   absl::flat_hash_set<SlabKey> keys;
   const auto collect = [&](const SlabKey& key) { keys.insert(key); };
-  if (const Store* on_device = device()) on_device->ForEachKey(scope, collect);
+  if (const Store* on_device = OnDevice()) on_device->ForEachKey(scope, collect);
   host_->ForEachKey(scope, collect);
-  if (const Store* on_device = device()) on_device->ForEachKey(scope, collect);
+  if (const Store* on_device = OnDevice()) on_device->ForEachKey(scope, collect);
   for (const SlabKey& key : keys) visit(key);
 }
 

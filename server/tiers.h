@@ -38,7 +38,11 @@ class Tiers {
   // InvalidArgument names the option and both values.
   static absl::StatusOr<std::unique_ptr<Tiers>> Create(const TiersOptions& options);
 
-  bool has_device() const { return device_ != nullptr && !device_dropped_; }
+  bool has_device() const { return device() != nullptr; }
+
+  // For figures and tests; what changes slabs goes through the functions below.
+  const Store& host() const { return *host_; }
+  const Store* device() const { return device_dropped_ ? nullptr : device_.get(); }
 
   // On the device, else on the host: Pin::on_host() says where. As Store::Find and Peek.
   Pin Find(const SlabKey& key);
@@ -75,7 +79,7 @@ class Tiers {
   absl::StatusOr<Reservation> ReserveIn(Store* store, Store* other, const SlabKey& key,
                                         const SlabTag& tag, size_t primary_bytes,
                                         size_t refinement_bytes);
-  Store* device() const { return device_dropped_ ? nullptr : device_.get(); }
+  Store* OnDevice() const { return device_dropped_ ? nullptr : device_.get(); }  // null: none
   absl::Mutex& MutexOf(const SlabKey& key) const;
 
   const std::unique_ptr<Store> host_;

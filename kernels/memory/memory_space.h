@@ -30,6 +30,10 @@ class MemorySpace {
 
   // Whether the host may read and write it. What is not readable is copied by a DeviceQueue.
   virtual bool on_host() const = 0;
+
+  // Whether memory that nobody uses should stay where it is until it is needed elsewhere: taking it
+  // back is slow here, or serves nobody else.
+  virtual bool keeps_idle() const { return true; }
 };
 
 }  // namespace fq

@@ -1,7 +1,5 @@
 #include "server/store/chunk.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 
 #include "absl/base/config.h"
@@ -12,110 +10,156 @@
 namespace fq {
 namespace {
 
-size_t RoundUp(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
-
 // Under AddressSanitizer a read of a slab that is not pinned any more is an error, not old bytes.
-void Forbid([[maybe_unused]] std::byte* data, [[maybe_unused]] size_t bytes) {
+void Forbid([[maybe_unused]] const MemorySpace& space, [[maybe_unused]] std::byte* data,
+            [[maybe_unused]] size_t bytes) {
 #ifdef ABSL_HAVE_ADDRESS_SANITIZER
-  ASAN_POISON_MEMORY_REGION(data, bytes);
+  if (space.on_host()) ASAN_POISON_MEMORY_REGION(data, bytes);
 #endif
 }
 
-void Allow([[maybe_unused]] std::byte* data, [[maybe_unused]] size_t bytes) {
+void Allow([[maybe_unused]] const MemorySpace& space, [[maybe_unused]] std::byte* data,
+           [[maybe_unused]] size_t bytes) {
 #ifdef ABSL_HAVE_ADDRESS_SANITIZER
-  ASAN_UNPOISON_MEMORY_REGION(data, bytes);
+  if (space.on_host()) ASAN_UNPOISON_MEMORY_REGION(data, bytes);
 #endif
 }
 
 }  // namespace
 
-std::unique_ptr<Chunk> Chunk::Map(size_t slot_bytes, size_t slot_limit) {
+std::unique_ptr<Chunk> Chunk::Reserve(MemorySpace* space, size_t slot_bytes, size_t slot_limit) {
+  const size_t granule_bytes = space->granule_bytes();
+  const size_t target_bytes = std::max(kMinTargetBytes, kTargetGranules * granule_bytes);
   const size_t slots =
-      std::min(std::clamp(kTargetBytes / slot_bytes, kMinSlots, kMaxSlots), slot_limit);
-  const size_t mapped = RoundUp(slots * slot_bytes, kMemoryPageBytes);
-  void* base = mmap(nullptr, mapped, PROT_READ | PROT_WRITE,
-                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (base == MAP_FAILED) return nullptr;
-  // A huge page would make memory resident behind slots that are fresh, past the capacity.
-  madvise(base, mapped, MADV_NOHUGEPAGE);
-  return std::unique_ptr<Chunk>(
-      new Chunk(static_cast<std::byte*>(base), slot_bytes, slots, mapped));
+      std::min(std::clamp(target_bytes / slot_bytes, kMinSlots, kMaxSlots), slot_limit);
+  const size_t reserved_bytes = RoundUp(slots * slot_bytes, granule_bytes);
+  std::byte* base = space->Reserve(reserved_bytes);
+  if (base == nullptr) return nullptr;
+  return std::unique_ptr<Chunk>(new Chunk(space, base, slot_bytes, slots, reserved_bytes));
 }
 
-Chunk::Chunk(std::byte* base, size_t slot_bytes, size_t slot_count, size_t mapped_bytes)
-    : base_(base),
+Chunk::Chunk(MemorySpace* space, std::byte* base, size_t slot_bytes, size_t slot_count,
+             size_t reserved_bytes)
+    : space_(space),
+      base_(base),
       slot_bytes_(slot_bytes),
-      mapped_bytes_(mapped_bytes),
-      fresh_(slot_count),
-      page_users_(mapped_bytes / kMemoryPageBytes, 0) {
-  for (size_t i = 0; i < slot_count; ++i) fresh_[i] = static_cast<uint32_t>(slot_count - 1 - i);
-  Forbid(base_, mapped_bytes_);
+      slot_count_(slot_count),
+      granule_bytes_(space->granule_bytes()),
+      reserved_bytes_(reserved_bytes),
+      missing_(slot_count),
+      users_(reserved_bytes / granule_bytes_, 0),
+      resident_(reserved_bytes / granule_bytes_, false) {
+  for (uint32_t slot = 0; slot < slot_count; ++slot) {
+    missing_[slot] = static_cast<uint32_t>(GranulesOf(slot).size());
+    fresh_.insert(fresh_.end(), slot);
+  }
+  Forbid(*space_, base_, reserved_bytes_);
 }
 
 Chunk::~Chunk() {
-  Allow(base_, mapped_bytes_);
-  munmap(base_, mapped_bytes_);
+  Allow(*space_, base_, reserved_bytes_);
+  space_->Unreserve(base_, reserved_bytes_);
 }
 
-Chunk::PageRange Chunk::PagesOf(uint32_t slot) const {
+Chunk::Range Chunk::GranulesOf(uint32_t slot) const {
   const size_t begin_bytes = slot * slot_bytes_;
-  return {begin_bytes / kMemoryPageBytes,
-          RoundUp(begin_bytes + slot_bytes_, kMemoryPageBytes) / kMemoryPageBytes};
+  return {begin_bytes / granule_bytes_, (begin_bytes + slot_bytes_ - 1) / granule_bytes_ + 1};
 }
 
-// Only the first and the last page of a slot can be shared, so only those are looked at.
-Chunk::PageRange Chunk::UnsharedPagesOf(uint32_t slot) const {
-  PageRange pages = PagesOf(slot);
-  if (page_users_[pages.begin] > 0) ++pages.begin;
-  if (pages.end > pages.begin && page_users_[pages.end - 1] > 0) --pages.end;
-  return pages;
+// Only the first and the last granule of a slot can be another's too, so only those are looked at.
+Chunk::Range Chunk::UnusedGranulesOf(uint32_t slot) const {
+  Range granules = GranulesOf(slot);
+  if (users_[granules.begin] > 0) ++granules.begin;
+  if (granules.end > granules.begin && users_[granules.end - 1] > 0) --granules.end;
+  return granules;
 }
 
-void Chunk::CountResident(uint32_t slot, int delta) {
-  const PageRange pages = PagesOf(slot);
-  page_users_[pages.begin] = static_cast<uint8_t>(page_users_[pages.begin] + delta);
-  if (pages.end - 1 == pages.begin) return;
-  page_users_[pages.end - 1] = static_cast<uint8_t>(page_users_[pages.end - 1] + delta);
+size_t Chunk::CountResident(Range granules) const {
+  size_t count = 0;
+  for (size_t i = granules.begin; i < granules.end; ++i) count += resident_[i] ? 1 : 0;
+  return count;
 }
 
-uint32_t Chunk::TakeIdle() {
-  const uint32_t slot = idle_.back();
-  idle_.pop_back();
+void Chunk::CountUser(uint32_t slot, int delta) {
+  const Range granules = GranulesOf(slot);
+  users_[granules.begin] += static_cast<uint32_t>(delta);
+  if (granules.size() > 1) users_[granules.end - 1] += static_cast<uint32_t>(delta);
+}
+
+Chunk::Taken Chunk::Take() {
+  absl::btree_set<uint32_t>& slots = has_ready() ? ready_ : fresh_;
+  const uint32_t slot = *slots.begin();
+  slots.erase(slots.begin());
+  const Range granules = UnusedGranulesOf(slot);
+  const size_t resident = missing_[slot] == 0 ? granules.size() : CountResident(granules);
+  idle_granules_ -= resident;
+  CountUser(slot, +1);
   ++live_count_;
-  Allow(data(slot), slot_bytes_);
-  return slot;
+  Allow(*space_, data(slot), slot_bytes_);
+  return {slot, (granules.size() - resident) * granule_bytes_};
 }
 
-size_t Chunk::NextFreshBytes() const {
-  const PageRange pages = UnsharedPagesOf(fresh_.back());
-  return (pages.end - pages.begin) * kMemoryPageBytes;
+bool Chunk::Commit(uint32_t slot) {
+  Range granules = GranulesOf(slot);
+  while (missing_[slot] > 0) {
+    while (resident_[granules.begin]) ++granules.begin;
+    Range run{granules.begin, granules.begin};
+    while (run.end < granules.end && !resident_[run.end]) ++run.end;
+    if (!space_->Commit(base_ + run.begin * granule_bytes_, run.size() * granule_bytes_)) {
+      return false;
+    }
+    for (size_t i = run.begin; i < run.end; ++i) SetResident(i, true);
+    granules.begin = run.end;
+  }
+  return true;
 }
 
-uint32_t Chunk::TakeFresh() {
-  resident_bytes_ += NextFreshBytes();
-  const uint32_t slot = fresh_.back();
-  fresh_.pop_back();
-  CountResident(slot, +1);
-  ++live_count_;
-  Allow(data(slot), slot_bytes_);
-  return slot;
+// Moves the free slots that the granule belongs to between fresh and ready.
+void Chunk::SetResident(size_t granule, bool resident) {
+  resident_[granule] = resident;
+  resident ? ++resident_granules_ : --resident_granules_;
+  const size_t first = granule * granule_bytes_ / slot_bytes_;
+  const size_t last = std::min(((granule + 1) * granule_bytes_ - 1) / slot_bytes_, slot_count_ - 1);
+  for (size_t i = first; i <= last; ++i) {
+    const auto slot = static_cast<uint32_t>(i);
+    if (resident && --missing_[slot] == 0 && fresh_.erase(slot) > 0) ready_.insert(slot);
+    if (!resident && missing_[slot]++ == 0 && ready_.erase(slot) > 0) fresh_.insert(slot);
+  }
 }
 
 void Chunk::Free(uint32_t slot) {
-  idle_.push_back(slot);
+  CountUser(slot, -1);
+  const Range granules = UnusedGranulesOf(slot);
+  idle_granules_ += missing_[slot] == 0 ? granules.size() : CountResident(granules);
+  (missing_[slot] == 0 ? ready_ : fresh_).insert(slot);
   --live_count_;
-  Forbid(data(slot), slot_bytes_);
+  Forbid(*space_, data(slot), slot_bytes_);
 }
 
+// From the highest slot down: the lowest are taken first.
 void Chunk::ReleaseIdle() {
-  const uint32_t slot = idle_.back();
-  idle_.pop_back();
-  fresh_.push_back(slot);
-  CountResident(slot, -1);
-  const PageRange pages = UnsharedPagesOf(slot);
-  const size_t bytes = (pages.end - pages.begin) * kMemoryPageBytes;
-  if (bytes > 0) madvise(base_ + pages.begin * kMemoryPageBytes, bytes, MADV_DONTNEED);
-  resident_bytes_ -= bytes;
+  for (const absl::btree_set<uint32_t>* slots : {&ready_, &fresh_}) {
+    for (auto slot = slots->rbegin(); slot != slots->rend(); ++slot) {
+      if (ReleaseIdleOf(*slot)) return;  // which has changed the sets
+    }
+  }
+}
+
+bool Chunk::ReleaseIdleOf(uint32_t slot) {
+  const Range granules = UnusedGranulesOf(slot);
+  bool released = false;
+  for (size_t begin = granules.begin; begin < granules.end;) {
+    size_t end = begin;
+    while (end < granules.end && resident_[end]) ++end;
+    if (end > begin) {
+      space_->Decommit(base_ + begin * granule_bytes_, (end - begin) * granule_bytes_);
+      idle_granules_ -= end - begin;
+      released = true;
+    }
+    for (; begin < end; ++begin) SetResident(begin, false);
+    ++begin;
+  }
+  return released;
 }
 
 }  // namespace fq

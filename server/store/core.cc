@@ -5,7 +5,7 @@
 
 namespace fq {
 
-Store::Core::Core(const StoreOptions& options) : pool_(options.capacity_bytes) {
+Store::Core::Core(const StoreOptions& options) : pool_(options.space, options.capacity_bytes) {
   for (uint32_t i = 0; i < options.shards; ++i) shards_.push_back(std::make_unique<IndexShard>());
 }
 
@@ -23,7 +23,7 @@ absl::StatusOr<std::shared_ptr<SlabEntry>> Store::Core::Reserve(std::shared_ptr<
   if (!shard.InsertFilling(entry)) {
     return absl::AlreadyExistsError("the slab is published or being filled");
   }
-  const std::optional<FreedExtents> room = Allocate(primary_bytes, refinement_bytes);
+  const std::optional<Extents> room = Allocate(primary_bytes, refinement_bytes);
   if (!room) {
     shard.Abandon(*entry);
     rejected_full_.fetch_add(1, std::memory_order_relaxed);
@@ -40,7 +40,7 @@ void Store::Core::Publish(SlabEntry& entry) { ShardOf(entry.key).Publish(entry, 
 
 void Store::Core::Abandon(SlabEntry& entry) {
   absl::ReaderMutexLock moving(&moving_mu_);
-  Free(ShardOf(entry.key).Abandon(entry));
+  pool_.Free(ShardOf(entry.key).Abandon(entry));
 }
 
 std::shared_ptr<SlabEntry> Store::Core::Pin(const SlabKey& key) {
@@ -53,26 +53,26 @@ std::shared_ptr<SlabEntry> Store::Core::PinUnused(const SlabKey& key) {
 
 void Store::Core::Unpin(const std::shared_ptr<SlabEntry>& entry) {
   absl::ReaderMutexLock moving(&moving_mu_);
-  const FreedExtents freed = ShardOf(entry->key).Unpin(entry);
+  const Extents freed = ShardOf(entry->key).Unpin(entry);
   if (freed.primary.empty() && !freed.refinement.empty()) {
     Count(Victim::kRefinement, freed.stored_bytes());
   }
-  Free(freed);
+  pool_.Free(freed);
 }
 
 bool Store::Core::DropRefinement(const SlabKey& key) {
   absl::ReaderMutexLock moving(&moving_mu_);
-  const std::optional<FreedExtents> freed = ShardOf(key).DropRefinement(key);
+  const std::optional<Extents> freed = ShardOf(key).DropRefinement(key);
   if (!freed) return false;
   if (!freed->refinement.empty()) Count(Victim::kRefinement, freed->stored_bytes());
-  Free(*freed);
+  pool_.Free(*freed);
   return true;
 }
 
 bool Store::Core::Erase(const SlabKey& key) {
   absl::ReaderMutexLock moving(&moving_mu_);
-  const std::optional<FreedExtents> freed = ShardOf(key).Erase(key);
-  if (freed) Free(*freed);
+  const std::optional<Extents> freed = ShardOf(key).Erase(key);
+  if (freed) pool_.Free(*freed);
   return freed.has_value();
 }
 

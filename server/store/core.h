@@ -38,19 +38,18 @@ class Store::Core {
   Fate FateOf(const SlabEntry& entry) const { return ShardOf(entry.key).FateOf(entry); }
   bool Holds(const SlabKey& key) const { return ShardOf(key).Holds(key); }
   void ForEachKey(uint64_t scope, const std::function<void(const SlabKey&)>& visit) const;
+  bool on_host() const { return pool_.on_host(); }
   StoreStats Stats() const;
   absl::Status CheckInvariants() const;
 
  private:
-  // Both extents or none, each of these three.
-  std::optional<FreedExtents> Allocate(size_t primary_bytes, size_t refinement_bytes);
-  std::optional<FreedExtents> AllocateBoth(size_t primary_bytes, size_t refinement_bytes);
-  std::optional<FreedExtents> AllocateUnderPressure(size_t primary_bytes, size_t refinement_bytes)
+  // Both extents or none.
+  std::optional<Extents> Allocate(size_t primary_bytes, size_t refinement_bytes);
+  std::optional<Extents> AllocateUnderPressure(size_t primary_bytes, size_t refinement_bytes)
       ABSL_LOCKS_EXCLUDED(pressure_mu_);
   bool CouldFit(size_t stored_bytes) const;
   bool FreeColdest(Victim kind);  // false: no candidate
   void Count(Victim kind, uint64_t stored_bytes);
-  void Free(const FreedExtents& extents);
   ShardTotals Totals() const;
   IndexShard& ShardOf(const SlabKey& key) const;
   uint64_t Tick() { return clock_.fetch_add(1, std::memory_order_relaxed); }

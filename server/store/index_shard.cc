@@ -22,10 +22,10 @@ bool IndexShard::InsertFilling(const std::shared_ptr<SlabEntry>& entry) {
   return true;
 }
 
-FreedExtents IndexShard::Abandon(SlabEntry& entry) {
+Extents IndexShard::Abandon(SlabEntry& entry) {
   absl::MutexLock lock(&mu_);
   --totals_.reserved_slabs;
-  const FreedExtents freed{entry.primary, entry.refinement};
+  const Extents freed{entry.primary, entry.refinement};
   entries_.erase(entry.key);
   return freed;
 }
@@ -54,22 +54,22 @@ std::shared_ptr<SlabEntry> IndexShard::Pin(const SlabKey& key, std::optional<uin
   return it->second;
 }
 
-FreedExtents IndexShard::Unpin(const std::shared_ptr<SlabEntry>& entry) {
+Extents IndexShard::Unpin(const std::shared_ptr<SlabEntry>& entry) {
   absl::MutexLock lock(&mu_);
   if (--entry->pins > 0) return {};
   --totals_.pinned_slabs;
   if (entry->state == State::kDetached) {
-    const FreedExtents freed{entry->primary, entry->refinement};
+    const Extents freed{entry->primary, entry->refinement};
     detached_.erase(entry);
     return freed;
   }
-  FreedExtents freed;
+  Extents freed;
   if (entry->drop_refinement) freed = TakeRefinement(*entry);
   MakeEvictable(*entry);
   return freed;
 }
 
-std::optional<FreedExtents> IndexShard::DropRefinement(const SlabKey& key) {
+std::optional<Extents> IndexShard::DropRefinement(const SlabKey& key) {
   absl::MutexLock lock(&mu_);
   const auto it = entries_.find(key);
   if (it == entries_.end() || !Reachable(*it->second)) return std::nullopt;
@@ -80,10 +80,10 @@ std::optional<FreedExtents> IndexShard::DropRefinement(const SlabKey& key) {
     if (entry.pins == 0) return TakeRefinement(entry);
   }
   entry.drop_refinement = true;
-  return FreedExtents{};
+  return Extents{};
 }
 
-std::optional<FreedExtents> IndexShard::Erase(const SlabKey& key) {
+std::optional<Extents> IndexShard::Erase(const SlabKey& key) {
   absl::MutexLock lock(&mu_);
   const auto it = entries_.find(key);
   if (it == entries_.end() || !Reachable(*it->second)) return std::nullopt;
@@ -95,7 +95,7 @@ std::optional<FreedExtents> IndexShard::Erase(const SlabKey& key) {
   } else {
     Detach(entry);
   }
-  return FreedExtents{};
+  return Extents{};
 }
 
 bool IndexShard::ErasePinned(const SlabEntry& entry) {
@@ -123,7 +123,7 @@ std::optional<uint64_t> IndexShard::ColdestTick(Victim kind) const {
   return order.begin()->first;
 }
 
-std::optional<FreedExtents> IndexShard::TakeColdest(Victim kind) {
+std::optional<Extents> IndexShard::TakeColdest(Victim kind) {
   absl::MutexLock lock(&mu_);
   const UseOrder& order = kind == Victim::kSlab ? slabs_ : refinements_;
   if (order.empty()) return std::nullopt;
@@ -156,7 +156,7 @@ void IndexShard::MakeUnevictable(SlabEntry& entry) {
 }
 
 // The slab is unpinned. It keeps its place in the order of use.
-FreedExtents IndexShard::TakeRefinement(SlabEntry& entry) {
+Extents IndexShard::TakeRefinement(SlabEntry& entry) {
   if (refinements_.erase(entry.last_use) > 0) {
     totals_.evictable_bytes -= entry.refinement.stored_bytes();
   }
@@ -164,10 +164,10 @@ FreedExtents IndexShard::TakeRefinement(SlabEntry& entry) {
   return {{}, std::exchange(entry.refinement, {})};
 }
 
-FreedExtents IndexShard::RemoveUnpinned(SlabEntry& entry) {
+Extents IndexShard::RemoveUnpinned(SlabEntry& entry) {
   MakeUnevictable(entry);
   --totals_.published_slabs;
-  const FreedExtents freed{entry.primary, entry.refinement};
+  const Extents freed{entry.primary, entry.refinement};
   entries_.erase(SlabKey(entry.key));  // a copy: the entry dies with its place in the index
   return freed;
 }

@@ -20,13 +20,6 @@
 
 namespace fq {
 
-// What became free; either may be empty.
-struct FreedExtents {
-  Extent primary;
-  Extent refinement;
-  uint64_t stored_bytes() const { return primary.stored_bytes() + refinement.stored_bytes(); }
-};
-
 // What pressure takes from the coldest slab.
 enum class Victim { kRefinement, kSlab };
 
@@ -57,18 +50,18 @@ class IndexShard {
 
   // False when the key is here in any state.
   bool InsertFilling(const std::shared_ptr<SlabEntry>& entry) ABSL_LOCKS_EXCLUDED(mu_);
-  FreedExtents Abandon(SlabEntry& entry) ABSL_LOCKS_EXCLUDED(mu_);
+  Extents Abandon(SlabEntry& entry) ABSL_LOCKS_EXCLUDED(mu_);
   // Pins it as well. A copy that was erased meanwhile is detached at once.
   void Publish(SlabEntry& entry, uint64_t tick) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Null when the key is not published. `tick`, if any, is its last use from now on.
   std::shared_ptr<SlabEntry> Pin(const SlabKey& key, std::optional<uint64_t> tick)
       ABSL_LOCKS_EXCLUDED(mu_);
-  FreedExtents Unpin(const std::shared_ptr<SlabEntry>& entry) ABSL_LOCKS_EXCLUDED(mu_);
+  Extents Unpin(const std::shared_ptr<SlabEntry>& entry) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Nothing: there was none. Empty extents: as soon as the slab is unpinned.
-  std::optional<FreedExtents> DropRefinement(const SlabKey& key) ABSL_LOCKS_EXCLUDED(mu_);
-  std::optional<FreedExtents> Erase(const SlabKey& key) ABSL_LOCKS_EXCLUDED(mu_);
+  std::optional<Extents> DropRefinement(const SlabKey& key) ABSL_LOCKS_EXCLUDED(mu_);
+  std::optional<Extents> Erase(const SlabKey& key) ABSL_LOCKS_EXCLUDED(mu_);
   // The same for the slab that is pinned, if it is still the one under its key. Never empties it.
   bool ErasePinned(const SlabEntry& entry) ABSL_LOCKS_EXCLUDED(mu_);
 
@@ -80,7 +73,7 @@ class IndexShard {
 
   // Last use of the coldest candidate, nothing when there is none.
   std::optional<uint64_t> ColdestTick(Victim kind) const ABSL_LOCKS_EXCLUDED(mu_);
-  std::optional<FreedExtents> TakeColdest(Victim kind) ABSL_LOCKS_EXCLUDED(mu_);
+  std::optional<Extents> TakeColdest(Victim kind) ABSL_LOCKS_EXCLUDED(mu_);
 
   void AppendKeys(uint64_t scope, std::vector<SlabKey>& keys) const ABSL_LOCKS_EXCLUDED(mu_);
   ShardTotals Totals() const ABSL_LOCKS_EXCLUDED(mu_);
@@ -91,8 +84,8 @@ class IndexShard {
  private:
   void MakeEvictable(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void MakeUnevictable(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  FreedExtents TakeRefinement(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  FreedExtents RemoveUnpinned(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Extents TakeRefinement(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  Extents RemoveUnpinned(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Detach(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   ShardTotals Recount(ShardAudit& audit) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 

@@ -6,32 +6,19 @@
 
 namespace fq {
 
-std::optional<FreedExtents> Store::Core::Allocate(size_t primary_bytes, size_t refinement_bytes) {
-  std::optional<FreedExtents> room = AllocateBoth(primary_bytes, refinement_bytes);
+std::optional<Extents> Store::Core::Allocate(size_t primary_bytes, size_t refinement_bytes) {
+  std::optional<Extents> room = pool_.Allocate(primary_bytes, refinement_bytes);
   return room ? room : AllocateUnderPressure(primary_bytes, refinement_bytes);
 }
 
-std::optional<FreedExtents> Store::Core::AllocateBoth(size_t primary_bytes,
-                                                      size_t refinement_bytes) {
-  const std::optional<Extent> primary = pool_.Allocate(primary_bytes);
-  if (!primary) return std::nullopt;
-  const std::optional<Extent> refinement = pool_.Allocate(refinement_bytes);
-  if (refinement) return FreedExtents{*primary, *refinement};
-  pool_.Free(*primary);
-  return std::nullopt;
-}
-
-// Asks the pool only once there is room for both parts: a part that comes too early would take the
-// memory of another size, page by page, that its other part could have had as it is.
-std::optional<FreedExtents> Store::Core::AllocateUnderPressure(size_t primary_bytes,
-                                                               size_t refinement_bytes) {
-  const size_t wanted_bytes = Extent::Round(primary_bytes) + Extent::Round(refinement_bytes);
+std::optional<Extents> Store::Core::AllocateUnderPressure(size_t primary_bytes,
+                                                          size_t refinement_bytes) {
   absl::MutexLock one_at_a_time(&pressure_mu_);
-  if (!CouldFit(wanted_bytes)) return std::nullopt;
+  if (!CouldFit(Extent::Round(primary_bytes) + Extent::Round(refinement_bytes))) {
+    return std::nullopt;
+  }
   while (true) {
-    if (pool_.AvailableBytes() >= wanted_bytes) {
-      if (auto room = AllocateBoth(primary_bytes, refinement_bytes)) return room;
-    }
+    if (auto room = pool_.Allocate(primary_bytes, refinement_bytes)) return room;
     if (!FreeColdest(Victim::kRefinement) && !FreeColdest(Victim::kSlab)) return std::nullopt;
   }
 }
@@ -57,10 +44,10 @@ bool Store::Core::FreeColdest(Victim kind) {
       coldest_tick = *tick;
     }
     if (coldest == nullptr) return false;
-    const std::optional<FreedExtents> freed = coldest->TakeColdest(kind);
+    const std::optional<Extents> freed = coldest->TakeColdest(kind);
     if (!freed) continue;  // pinned or erased since we looked
     Count(kind, freed->stored_bytes());
-    Free(*freed);
+    pool_.Free(*freed);
     return true;
   }
 }
@@ -70,11 +57,6 @@ void Store::Core::Count(Victim kind, uint64_t stored_bytes) {
   (slab ? evicted_slabs_ : dropped_refinements_).fetch_add(1, std::memory_order_relaxed);
   (slab ? evicted_bytes_ : dropped_refinement_bytes_)
       .fetch_add(stored_bytes, std::memory_order_relaxed);
-}
-
-void Store::Core::Free(const FreedExtents& extents) {
-  pool_.Free(extents.primary);
-  pool_.Free(extents.refinement);
 }
 
 }  // namespace fq

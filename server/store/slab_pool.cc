@@ -7,17 +7,11 @@
 namespace fq {
 namespace {
 
-// Keeps a chunk in the sets of its class that say what it has to offer.
-void Refile(Chunk* chunk, std::set<Chunk*>& with_idle, std::set<Chunk*>& with_fresh) {
-  if (chunk->has_idle()) {
-    with_idle.insert(chunk);
+void Refile(Chunk* chunk, bool belongs, std::set<Chunk*>& set) {
+  if (belongs) {
+    set.insert(chunk);
   } else {
-    with_idle.erase(chunk);
-  }
-  if (chunk->has_fresh()) {
-    with_fresh.insert(chunk);
-  } else {
-    with_fresh.erase(chunk);
+    set.erase(chunk);
   }
 }
 
@@ -28,109 +22,154 @@ absl::Status Disagree(const char* what, uint64_t total, uint64_t sum) {
 
 }  // namespace
 
-std::optional<Extent> SlabPool::Allocate(size_t bytes) {
-  if (bytes == 0) return Extent{};
-  if (bytes > capacity_bytes_) return std::nullopt;
-  const size_t slot_bytes = Extent::Round(bytes);
+// Something that is done to a chunk: at its end the totals of the pool and the sets of the class
+// are those of the chunk again.
+class SlabPool::Change {
+ public:
+  Change(SlabPoolUsage& usage, SizeClass& size_class, Chunk* chunk)
+      : usage_(usage), size_class_(size_class), chunk_(chunk) {
+    usage_.idle_bytes -= chunk_->idle_bytes();
+    usage_.resident_bytes -= chunk_->resident_bytes();
+  }
+  ~Change() {
+    usage_.idle_bytes += chunk_->idle_bytes();
+    usage_.resident_bytes += chunk_->resident_bytes();
+    Refile(chunk_, chunk_->has_ready(), size_class_.with_ready);
+    Refile(chunk_, chunk_->has_fresh(), size_class_.with_fresh);
+    Refile(chunk_, chunk_->idle_bytes() > 0, size_class_.with_idle);
+  }
+
+ private:
+  SlabPoolUsage& usage_;
+  SizeClass& size_class_;
+  Chunk* const chunk_;
+};
+
+std::optional<Extents> SlabPool::Allocate(size_t primary_bytes, size_t refinement_bytes) {
+  if (primary_bytes > capacity_bytes_ || refinement_bytes > capacity_bytes_ - primary_bytes) {
+    return std::nullopt;
+  }
+  Extents room;
+  size_t missing_bytes = 0;
   absl::MutexLock lock(&mu_);
+  if (Take(primary_bytes, room.primary, missing_bytes) &&
+      Take(refinement_bytes, room.refinement, missing_bytes) && MakeRoom(missing_bytes) &&
+      Commit(room.primary) && Commit(room.refinement)) {
+    Count(room.primary);
+    Count(room.refinement);
+    return room;
+  }
+  Give(room.primary);
+  Give(room.refinement);
+  return std::nullopt;
+}
+
+void SlabPool::Free(const Extents& extents) {
+  absl::MutexLock lock(&mu_);
+  for (const Extent& extent : {extents.primary, extents.refinement}) {
+    Uncount(extent);
+    Give(extent);
+  }
+}
+
+bool SlabPool::Take(size_t bytes, Extent& extent, size_t& missing_bytes) {
+  if (bytes == 0) return true;
+  const size_t slot_bytes = Extent::Round(bytes);
   std::unique_ptr<SizeClass>& size_class = classes_[slot_bytes];
   if (size_class == nullptr) size_class = std::make_unique<SizeClass>();
-  std::optional<Extent> extent = TakeIdle(*size_class);
-  if (!extent) extent = TakeFresh(*size_class, slot_bytes);
-  if (!extent) {
+  Chunk* chunk = ChunkWithFreeSlot(*size_class, slot_bytes);
+  if (chunk == nullptr) {
     if (size_class->chunks.empty()) classes_.erase(slot_bytes);
-    return std::nullopt;
+    return false;
   }
-  extent->bytes = bytes;
-  usage_.used_bytes += slot_bytes;
-  usage_.requested_bytes += bytes;
-  return extent;
+  const Change change(usage_, *size_class, chunk);
+  const Chunk::Taken taken = chunk->Take();
+  missing_bytes += taken.missing_bytes;
+  extent = Extent{chunk->data(taken.slot), bytes, chunk, taken.slot};
+  return true;
 }
 
-std::optional<Extent> SlabPool::TakeIdle(SizeClass& size_class) {
-  if (size_class.with_idle.empty()) return std::nullopt;
-  Chunk* chunk = *size_class.with_idle.begin();
-  const uint32_t slot = chunk->TakeIdle();
-  usage_.idle_bytes -= chunk->slot_bytes();
-  Refile(chunk, size_class.with_idle, size_class.with_fresh);
-  return Extent{chunk->data(slot), 0, chunk, slot};
-}
-
-std::optional<Extent> SlabPool::TakeFresh(SizeClass& size_class, size_t slot_bytes) {
-  Chunk* chunk = ChunkWithFresh(size_class, slot_bytes);
-  if (chunk == nullptr) return std::nullopt;
-  const size_t fresh_bytes = chunk->NextFreshBytes();
-  if (!MakeResident(fresh_bytes)) {
-    if (chunk->empty()) Unmap(size_class, chunk);
-    return std::nullopt;
-  }
-  const uint32_t slot = chunk->TakeFresh();
-  usage_.resident_bytes += fresh_bytes;
-  Refile(chunk, size_class.with_idle, size_class.with_fresh);
-  return Extent{chunk->data(slot), 0, chunk, slot};
-}
-
-Chunk* SlabPool::ChunkWithFresh(SizeClass& size_class, size_t slot_bytes) {
+Chunk* SlabPool::ChunkWithFreeSlot(SizeClass& size_class, size_t slot_bytes) {
+  if (!size_class.with_ready.empty()) return *size_class.with_ready.begin();
   if (!size_class.with_fresh.empty()) return *size_class.with_fresh.begin();
-  std::unique_ptr<Chunk> mapped =
-      Chunk::Map(slot_bytes, std::max<size_t>(1, capacity_bytes_ / slot_bytes));
-  if (mapped == nullptr) return nullptr;
-  Chunk* chunk = mapped.get();
-  size_class.chunks.emplace(chunk, std::move(mapped));
-  Refile(chunk, size_class.with_idle, size_class.with_fresh);
+  if (!CouldMakeRoom(Chunk::RoundUp(slot_bytes, space_->granule_bytes()))) return nullptr;
+  std::unique_ptr<Chunk> reserved =
+      Chunk::Reserve(space_.get(), slot_bytes, std::max<size_t>(1, capacity_bytes_ / slot_bytes));
+  Chunk* chunk = reserved.get();
+  if (chunk != nullptr) size_class.chunks.emplace(chunk, std::move(reserved));
   return chunk;
 }
 
+bool SlabPool::CouldMakeRoom(size_t bytes) const {
+  return usage_.resident_bytes + bytes <= capacity_bytes_ + usage_.idle_bytes;
+}
+
 // Takes idle memory from other sizes until `bytes` more fit; takes none when all of it is too
-// little, for then the caller evicts, and what is idle may be just what that size needs next. The
-// size that asks has none idle.
-bool SlabPool::MakeResident(size_t bytes) {
-  if (usage_.resident_bytes + bytes > capacity_bytes_ + usage_.idle_bytes) return false;
+// little, for then the caller evicts, and what is idle may be just what that size needs next.
+bool SlabPool::MakeRoom(size_t bytes) {
+  if (!CouldMakeRoom(bytes)) return false;
   while (usage_.resident_bytes + bytes > capacity_bytes_) {
     if (!ReleaseOneIdle()) return false;
   }
   return true;
 }
 
+// A space may have less than the capacity: then what is idle is taken all the same.
+bool SlabPool::Commit(const Extent& extent) {
+  if (extent.empty()) return true;
+  SizeClass& size_class = *classes_.at(extent.stored_bytes());
+  while (true) {
+    {
+      const Change change(usage_, size_class, extent.chunk);
+      if (extent.chunk->Commit(extent.slot)) return true;
+    }
+    if (!ReleaseOneIdle()) return false;
+  }
+}
+
 bool SlabPool::ReleaseOneIdle() {
   for (auto& [slot_bytes, size_class] : classes_) {
     if (size_class->with_idle.empty()) continue;
     Chunk* chunk = *size_class->with_idle.rbegin();
-    const size_t before_bytes = chunk->resident_bytes();
-    chunk->ReleaseIdle();
-    usage_.resident_bytes -= before_bytes - chunk->resident_bytes();
-    usage_.idle_bytes -= slot_bytes;
-    Refile(chunk, size_class->with_idle, size_class->with_fresh);
+    {
+      const Change change(usage_, *size_class, chunk);
+      chunk->ReleaseIdle();
+    }
+    DropIfUnused(*size_class, slot_bytes, chunk);
     return true;
   }
   return false;
 }
 
-void SlabPool::Free(const Extent& extent) {
-  if (extent.empty()) return;
-  absl::MutexLock lock(&mu_);
+void SlabPool::Count(const Extent& extent) {
+  usage_.used_bytes += extent.stored_bytes();
+  usage_.requested_bytes += extent.bytes;
+}
+
+void SlabPool::Uncount(const Extent& extent) {
   usage_.used_bytes -= extent.stored_bytes();
   usage_.requested_bytes -= extent.bytes;
+}
+
+void SlabPool::Give(const Extent& extent) {
+  if (extent.empty()) return;
   SizeClass& size_class = *classes_.at(extent.stored_bytes());
-  usage_.idle_bytes += extent.stored_bytes();
-  extent.chunk->Free(extent.slot);
-  Refile(extent.chunk, size_class.with_idle, size_class.with_fresh);
-  if (!extent.chunk->empty()) return;
-  Unmap(size_class, extent.chunk);
-  if (size_class.chunks.empty()) classes_.erase(extent.stored_bytes());
+  {
+    const Change change(usage_, size_class, extent.chunk);
+    extent.chunk->Free(extent.slot);
+  }
+  DropIfUnused(size_class, extent.stored_bytes(), extent.chunk);
 }
 
-void SlabPool::Unmap(SizeClass& size_class, Chunk* chunk) {
+void SlabPool::DropIfUnused(SizeClass& size_class, size_t slot_bytes, Chunk* chunk) {
+  if (!chunk->empty() || (chunk->resident_bytes() > 0 && space_->keeps_idle())) return;
+  usage_.idle_bytes -= chunk->idle_bytes();
   usage_.resident_bytes -= chunk->resident_bytes();
-  usage_.idle_bytes -= chunk->idle_count() * chunk->slot_bytes();
-  size_class.with_idle.erase(chunk);
+  size_class.with_ready.erase(chunk);
   size_class.with_fresh.erase(chunk);
+  size_class.with_idle.erase(chunk);
   size_class.chunks.erase(chunk);
-}
-
-uint64_t SlabPool::AvailableBytes() const {
-  absl::MutexLock lock(&mu_);
-  return capacity_bytes_ - usage_.resident_bytes + usage_.idle_bytes;
+  if (size_class.chunks.empty()) classes_.erase(slot_bytes);
 }
 
 SlabPoolUsage SlabPool::Usage() const {
@@ -144,7 +183,7 @@ absl::Status SlabPool::CheckInvariants() const {
   for (const auto& [slot_bytes, size_class] : classes_) {
     for (const auto& [chunk, owner] : size_class->chunks) {
       used_bytes += chunk->live_count() * slot_bytes;
-      idle_bytes += chunk->idle_count() * slot_bytes;
+      idle_bytes += chunk->idle_bytes();
       resident_bytes += chunk->resident_bytes();
     }
   }

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "kernels/memory/host_space.h"
 #include "server/store/core.h"
 
 namespace fq {
@@ -11,9 +12,10 @@ namespace {
 constexpr uint32_t kMaxShards = 1024;
 
 absl::Status Validate(const StoreOptions& options) {
-  if (options.capacity_bytes < Chunk::kMemoryPageBytes) {
+  const uint64_t least_bytes = options.space->granule_bytes();
+  if (options.capacity_bytes < least_bytes) {
     return absl::InvalidArgumentError(absl::StrCat("capacity_bytes is ", options.capacity_bytes,
-                                                   ", must be at least ", Chunk::kMemoryPageBytes));
+                                                   ", must be at least ", least_bytes));
   }
   const uint32_t shards = options.shards;
   if (shards == 0 || shards > kMaxShards || (shards & (shards - 1)) != 0) {
@@ -25,7 +27,8 @@ absl::Status Validate(const StoreOptions& options) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Store>> Store::Create(const StoreOptions& options) {
+absl::StatusOr<std::unique_ptr<Store>> Store::Create(StoreOptions options) {
+  if (options.space == nullptr) options.space = CreateHostSpace();
   if (absl::Status status = Validate(options); !status.ok()) return status;
   return std::unique_ptr<Store>(new Store(std::make_unique<Core>(options)));
 }
@@ -74,7 +77,7 @@ bool Store::DropRefinement(const SlabKey& key) { return core_->DropRefinement(ke
 bool Store::Erase(const SlabKey& key) { return core_->Erase(key); }
 bool Store::Erase(const Pin& pin) { return core_->ErasePinned(*pin.entry_); }
 bool Store::Holds(const SlabKey& key) const { return core_->Holds(key); }
-bool Store::on_host() const { return true; }
+bool Store::on_host() const { return core_->on_host(); }
 
 void Store::ForEachKey(uint64_t scope, const std::function<void(const SlabKey&)>& visit) const {
   core_->ForEachKey(scope, visit);

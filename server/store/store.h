@@ -1,5 +1,6 @@
-// The store of a node: opaque bytes under a key, in host memory. Reserve, fill, publish; a reader
-// holds a Pin and the bytes neither vanish nor move until it lets go. Knows neither codec nor wire.
+// The store of a tier: opaque bytes under a key, in host or device memory, which it never touches.
+// Reserve, fill, publish; a reader holds a Pin and the bytes neither vanish nor move until it lets
+// go. Knows neither codec nor wire.
 #pragma once
 
 #include <array>
@@ -12,6 +13,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/memory/memory_space.h"
 
 namespace fq {
 
@@ -39,6 +41,7 @@ struct StoreOptions {
   uint64_t capacity_bytes = uint64_t{1}
                             << 30;  // of the slab pool; allocated on demand, never exceeded
   uint32_t shards = 16;             // power of two
+  std::shared_ptr<MemorySpace> space = nullptr;  // of nobody else; null: host memory
 };
 
 struct StoreStats {
@@ -105,7 +108,7 @@ class Pin {
 class Store {
  public:
   // InvalidArgument names the option and both values.
-  static absl::StatusOr<std::unique_ptr<Store>> Create(const StoreOptions& options);
+  static absl::StatusOr<std::unique_ptr<Store>> Create(StoreOptions options);
   ~Store();
 
   // AlreadyExists: published, or being filled by another. ResourceExhausted: no room even after

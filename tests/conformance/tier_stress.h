@@ -23,10 +23,13 @@ struct StressShape {
   uint32_t keys = 96;      // about three times what fits
   uint32_t pins_held = 4;  // per thread
   uint64_t capacity_bytes = 512 << 10;
+  size_t scale = 1;  // of the sizes of slabs
 };
 
 // Slabs come in three sizes, so that sizes compete for memory.
-inline size_t StressBytes(uint32_t slab) { return 4000 + (slab % 3) * 9000; }
+inline size_t StressBytes(const StressShape& shape, uint32_t slab) {
+  return (4000 + (slab % 3) * 9000) * shape.scale;
+}
 
 inline uint64_t StressSeed() {
   const char* given = std::getenv("FQ_TEST_SEED");
@@ -59,7 +62,7 @@ class StressThread {
         store_.DropRefinement(KeyOf(slab));
         break;
       case 2:
-        (void)store_.Reserve(KeyOf(slab), SlabTag{}, StressBytes(slab), 0);
+        (void)store_.Reserve(KeyOf(slab), SlabTag{}, StressBytes(shape_, slab), 0);
         break;
       case 3:
         CheckPins();
@@ -77,8 +80,8 @@ class StressThread {
   }
 
   void Put(uint32_t slab) {
-    auto room = store_.Reserve(KeyOf(slab), SlabTag{slab, 0, 0, 64}, StressBytes(slab),
-                               random_() % 2 == 0 ? 2000 : 0);
+    auto room = store_.Reserve(KeyOf(slab), SlabTag{slab, 0, 0, 64}, StressBytes(shape_, slab),
+                               random_() % 2 == 0 ? 2000 * shape_.scale : 0);
     if (!room.ok()) return;
     const auto version = static_cast<uint16_t>(random_());
     Describe({slab, version}, room->primary());
@@ -101,7 +104,7 @@ class StressThread {
   void Check(const PinType& pin) {
     const Description d{pin.tag().block_index, VersionOf(pin.primary())};
     if (!(pin.key() == KeyOf(d.slab))) error_ = "the tag is of another key";
-    if (pin.primary().size() != StressBytes(d.slab)) error_ = "another size";
+    if (pin.primary().size() != StressBytes(shape_, d.slab)) error_ = "another size";
     for (auto bytes : {pin.primary(), pin.refinement()}) {
       if (std::string found = Mismatch(d, bytes); !found.empty()) error_ = found;
     }

@@ -1,7 +1,8 @@
 // What every tier of a node promises, as one typed suite. A tier adds one file that names a type
 // with `static auto Make(uint64_t capacity_bytes)`, which returns a pointer to something with the
-// functions of server/store/store.h, and instantiates TierSuite with it. TierStress (one file
-// beside) is the same from many threads.
+// functions of server/store/store.h, and `static constexpr size_t kScale`, by which all sizes are
+// multiplied (1: slabs of 64 KiB + 32 KiB, which must fill whole granules of its memory), and
+// instantiates TierSuite with it. TierStress (one file beside) is the same from many threads.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -27,8 +28,8 @@ inline SlabKey KeyOf(uint32_t slab) {
 template <typename Tier>
 class TierSuite : public testing::Test {
  protected:
-  static constexpr size_t kPrimaryBytes = 64 << 10;
-  static constexpr size_t kRefinementBytes = 32 << 10;
+  static constexpr size_t kPrimaryBytes = Tier::kScale * (64 << 10);
+  static constexpr size_t kRefinementBytes = Tier::kScale * (32 << 10);
 
   // Stores a described slab; its refinement is described by the next version.
   template <typename Store>
@@ -46,14 +47,14 @@ class TierSuite : public testing::Test {
 TYPED_TEST_SUITE_P(TierSuite);
 
 TYPED_TEST_P(TierSuite, Find_UnknownKey_IsEmpty) {
-  auto store = TypeParam::Make(1 << 20);
+  auto store = TypeParam::Make(TypeParam::kScale << 20);
   EXPECT_FALSE(store->Find(KeyOf(1)));
   EXPECT_FALSE(store->Erase(KeyOf(1)));
   EXPECT_FALSE(store->DropRefinement(KeyOf(1)));
 }
 
 TYPED_TEST_P(TierSuite, Reserve_BeforePublish_IsInvisible) {
-  auto store = TypeParam::Make(1 << 20);
+  auto store = TypeParam::Make(TypeParam::kScale << 20);
   auto room = store->Reserve(KeyOf(1), SlabTag{}, this->kPrimaryBytes, 0);
   ASSERT_TRUE(room.ok()) << room.status();
   EXPECT_FALSE(store->Find(KeyOf(1)));
@@ -66,7 +67,7 @@ TYPED_TEST_P(TierSuite, Reserve_BeforePublish_IsInvisible) {
 }
 
 TYPED_TEST_P(TierSuite, Find_Published_GivesBytesAndTag) {
-  auto store = TypeParam::Make(1 << 20);
+  auto store = TypeParam::Make(TypeParam::kScale << 20);
   ASSERT_TRUE(this->Put(*store, 7, 3, this->kRefinementBytes).ok());
   auto pin = store->Find(KeyOf(7));
   ASSERT_TRUE(pin);
@@ -80,7 +81,7 @@ TYPED_TEST_P(TierSuite, Find_Published_GivesBytesAndTag) {
 }
 
 TYPED_TEST_P(TierSuite, Reservation_Abandoned_LeavesNothing) {
-  auto store = TypeParam::Make(1 << 20);
+  auto store = TypeParam::Make(TypeParam::kScale << 20);
   { auto room = store->Reserve(KeyOf(1), SlabTag{}, this->kPrimaryBytes, 64); }
   EXPECT_FALSE(store->Find(KeyOf(1)));
   EXPECT_EQ(store->Stats().used_bytes, 0u);
@@ -89,7 +90,7 @@ TYPED_TEST_P(TierSuite, Reservation_Abandoned_LeavesNothing) {
 }
 
 TYPED_TEST_P(TierSuite, Reservation_Assigned_FreesWhatItHeld) {
-  auto store = TypeParam::Make(1 << 20);
+  auto store = TypeParam::Make(TypeParam::kScale << 20);
   auto first = store->Reserve(KeyOf(1), SlabTag{}, this->kPrimaryBytes, 0);
   auto second = store->Reserve(KeyOf(2), SlabTag{}, this->kPrimaryBytes, 0);
   ASSERT_TRUE(first.ok() && second.ok());
@@ -101,7 +102,7 @@ TYPED_TEST_P(TierSuite, Reservation_Assigned_FreesWhatItHeld) {
 }
 
 TYPED_TEST_P(TierSuite, Reserve_SameKey_KeepsTheFirst) {
-  auto store = TypeParam::Make(1 << 20);
+  auto store = TypeParam::Make(TypeParam::kScale << 20);
   auto filling = store->Reserve(KeyOf(1), SlabTag{}, this->kPrimaryBytes, 0);
   ASSERT_TRUE(filling.ok());
   EXPECT_TRUE(absl::IsAlreadyExists(this->Put(*store, 1, 9, 0)));
@@ -112,7 +113,7 @@ TYPED_TEST_P(TierSuite, Reserve_SameKey_KeepsTheFirst) {
 }
 
 TYPED_TEST_P(TierSuite, Reserve_SameBlockOtherScope_IsAnotherSlab) {
-  auto store = TypeParam::Make(1 << 20);
+  auto store = TypeParam::Make(TypeParam::kScale << 20);
   ASSERT_TRUE(this->Put(*store, 1, 1, 0).ok());
   SlabKey other = KeyOf(1);
   other.scope += 100;
@@ -121,13 +122,13 @@ TYPED_TEST_P(TierSuite, Reserve_SameBlockOtherScope_IsAnotherSlab) {
 }
 
 TYPED_TEST_P(TierSuite, Reserve_NoBytes_IsInvalid) {
-  auto store = TypeParam::Make(1 << 20);
+  auto store = TypeParam::Make(TypeParam::kScale << 20);
   EXPECT_TRUE(absl::IsInvalidArgument(store->Reserve(KeyOf(1), SlabTag{}, 0, 64).status()));
   EXPECT_EQ(store->Stats().reserved_slabs, 0u);
 }
 
 TYPED_TEST_P(TierSuite, Pin_ErasedSlab_KeepsItsBytes) {
-  auto store = TypeParam::Make(1 << 20);
+  auto store = TypeParam::Make(TypeParam::kScale << 20);
   ASSERT_TRUE(this->Put(*store, 1, 1, this->kRefinementBytes).ok());
   auto pin = store->Find(KeyOf(1));
   EXPECT_TRUE(store->Erase(KeyOf(1)));
@@ -144,7 +145,7 @@ TYPED_TEST_P(TierSuite, Pin_ErasedSlab_KeepsItsBytes) {
 }
 
 TYPED_TEST_P(TierSuite, Pin_DroppedRefinement_KeepsItUntilTheLastPin) {
-  auto store = TypeParam::Make(1 << 20);
+  auto store = TypeParam::Make(TypeParam::kScale << 20);
   ASSERT_TRUE(this->Put(*store, 1, 1, this->kRefinementBytes).ok());
   auto first = store->Find(KeyOf(1));
   auto second = store->Find(KeyOf(1));
@@ -162,7 +163,7 @@ TYPED_TEST_P(TierSuite, Pin_DroppedRefinement_KeepsItUntilTheLastPin) {
 }
 
 TYPED_TEST_P(TierSuite, DropRefinement_Unpinned_FreesItAtOnce) {
-  auto store = TypeParam::Make(1 << 20);
+  auto store = TypeParam::Make(TypeParam::kScale << 20);
   ASSERT_TRUE(this->Put(*store, 1, 1, this->kRefinementBytes).ok());
   const uint64_t before_bytes = store->Stats().used_bytes;
   EXPECT_TRUE(store->DropRefinement(KeyOf(1)));
@@ -239,7 +240,7 @@ TYPED_TEST_P(TierSuite, Pressure_Refinements_GoBeforeAnySlab) {
 }
 
 TYPED_TEST_P(TierSuite, Accounting_EveryStep_AddsUp) {
-  auto store = TypeParam::Make(1 << 20);
+  auto store = TypeParam::Make(TypeParam::kScale << 20);
   auto room = store->Reserve(KeyOf(1), SlabTag{}, 1000, 10);
   ASSERT_TRUE(room.ok());
   EXPECT_EQ(store->Stats().requested_bytes, 1010u);
@@ -261,7 +262,7 @@ TYPED_TEST_P(TierSuite, Accounting_EveryStep_AddsUp) {
 }
 
 TYPED_TEST_P(TierSuite, ForEachKey_Scope_SeesItsPublishedSlabs) {
-  auto store = TypeParam::Make(4 << 20);
+  auto store = TypeParam::Make(TypeParam::kScale << 22);
   for (uint32_t slab = 0; slab < 9; ++slab) ASSERT_TRUE(this->Put(*store, slab, 1, 0).ok());
   auto filling = store->Reserve(KeyOf(12), SlabTag{}, 64, 0);  // scope 0, not published
   std::set<int> seen;
