@@ -68,11 +68,12 @@ test-gpu:  ## on a machine with a GPU: conformance of codec and attention, compu
 	  compute-sanitizer --tool $$tool --error-exitcode 1 $(ATTEND_TEST) --replicated-tables=$$tables \
 	  --gtest_brief=1 --gtest_filter='$(SMALL_ATTENTION)' || exit 1; done; done
 
-bench-gpu:  ## on a machine with a GPU: encode, decode, attention beside FP16, kept in tests/bench/results
+bench-gpu:  ## on a machine with a GPU: encode, decode, whole slabs, attention beside FP16, kept in tests/bench/results
 	@scripts/setup.sh system
 	cmake --preset release
-	cmake --build $(BUILD) --target attend_bench pages_bench
+	cmake --build $(BUILD) --target attend_bench device_bench pages_bench
 	tests/bench/pages_bench.py
+	tests/bench/device_bench.py
 	tests/bench/attend_bench.py
 
 lint: build  ## clang-tidy over every C++ file (make test does a few)
