@@ -93,8 +93,7 @@ TEST_F(RelayTest, PeerThatTakesNothing_IsNotHeardAndGivenUp) {
   }
   send(peer_.get(), kCall.data(), kCall.size(), MSG_NOSIGNAL);
   char byte = 0;
-  EXPECT_LT(recv(node_.get(), &byte, 1, 0), 0);
-  EXPECT_EQ(errno, EAGAIN);
+  EXPECT_LE(recv(node_.get(), &byte, 1, 0), 0);  // nothing yet, or given up already
   const absl::Status status = Join();
   EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded);
   EXPECT_NE(status.message().find("takes nothing for 300 ms"), absl::string_view::npos) << status;
