@@ -85,6 +85,13 @@ class SlabCodecOfBackend final : public SlabCodec {
     return Offsets(kind, sink).back();
   }
 
+  absl::StatusOr<BytesInExtent> PageInExtent(PageKind kind, bool sink, int page) const override {
+    FQ_RETURN_IF_ERROR(layout_.CheckKind(kind));
+    FQ_RETURN_IF_ERROR(CheckPage(page));
+    const PageOffsets& offsets = Offsets(kind, sink);
+    return BytesInExtent{offsets[page], offsets[page + 1] - offsets[page]};
+  }
+
   absl::Status Encode(PageKind kind, const BlockId& id, absl::Span<const SourcePage> pages,
                       absl::Span<std::byte> primary,
                       absl::Span<std::byte> refinement) const override {
@@ -146,10 +153,7 @@ class SlabCodecOfBackend final : public SlabCodec {
                                          absl::Span<const std::byte> primary,
                                          absl::Span<const std::byte> refinement) const override {
     FQ_RETURN_IF_ERROR(layout_.CheckKind(PageKind::kBase));
-    if (page < 0 || page >= shape().pages()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("slab: page is ", page, ", expected 0..", shape().pages() - 1));
-    }
+    FQ_RETURN_IF_ERROR(CheckPage(page));
     FQ_RETURN_IF_ERROR(CheckPages(absl::MakeConstSpan(&source, 1), 1, id));
     FQ_RETURN_IF_ERROR(CheckLengths(PageKind::kBase, id, primary.size(), refinement.size()));
     const bool sink = IsSinkBlock(id);
@@ -194,6 +198,12 @@ class SlabCodecOfBackend final : public SlabCodec {
 
   int LayerOf(size_t page) const { return shape().LayerOf(static_cast<int>(page)); }
   int HeadOf(size_t page) const { return shape().HeadOf(static_cast<int>(page)); }
+
+  absl::Status CheckPage(int page) const {
+    if (page >= 0 && page < shape().pages()) return absl::OkStatus();
+    return absl::InvalidArgumentError(
+        absl::StrCat("slab: page is ", page, ", expected 0..", shape().pages() - 1));
+  }
 
   absl::Status CheckEncode(PageKind kind, const BlockId& id, absl::Span<const SourcePage> pages,
                            size_t primary_bytes, size_t refinement_bytes) const {

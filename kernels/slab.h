@@ -67,6 +67,13 @@ class SlabCodec {
   // set.
   virtual absl::StatusOr<size_t> ExtentBytes(PageKind kind, bool sink) const = 0;
 
+  // Where a page lies in an extent of that kind. FailedPrecondition as above; InvalidArgument: no
+  // such page.
+  struct BytesInExtent {
+    size_t offset = 0, bytes = 0;
+  };
+  virtual absl::StatusOr<BytesInExtent> PageInExtent(PageKind kind, bool sink, int page) const = 0;
+
   // Encodes the pages ([shape.pages()], layer-major) into `primary` (kind kExact, kBase or
   // kUniversal) and, when not empty, `refinement` (only with kBase). Both spans have exactly
   // ExtentBytes. Sources are only read during the call.

@@ -37,7 +37,7 @@ const CountedRow kCounted[] = {
     {Metric::kBlocksLoaded, "fq_blocks_loaded_total", MetricType::Counter, "blocks",
      "profile=exact|near-lossless|compact|universal", "Blocks delivered by Load, as delivered."},
     {Metric::kBlocksMissed, "fq_blocks_missed_total", MetricType::Counter, "blocks",
-     "reason=check_failed|below_floor",
+     "reason=check_failed|below_floor|no_room",
      "Leased blocks that Load or Attend did not deliver, by reason."},
     {Metric::kLookupBlocks, "fq_lookup_blocks_total", MetricType::Counter, "blocks",
      "result=hit|miss", "Blocks asked for by Lookup."},
@@ -50,7 +50,8 @@ const CountedRow kCounted[] = {
     {Metric::kTailRefinements, "fq_tail_refinements_dropped_total", MetricType::Counter, "blocks",
      "", "Refinements dropped because their compact chain grew past them."},
     {Metric::kSegmentRequests, "fq_segment_requests_total", MetricType::Counter, "requests",
-     "operation=register|unregister|other;result=ok|refused", "Packets to the segment socket."},
+     "operation=register|register-device|unregister|other;result=ok|refused",
+     "Packets to the segment socket."},
     {Metric::kLeasesExpired, "fq_leases_expired_total", MetricType::Counter, "leases", "",
      "Leases that ended unused."},
     {Metric::kConnectionsRefused, "fq_connections_refused_total", MetricType::Counter,
@@ -66,6 +67,10 @@ const CountedRow kCounted[] = {
      "operation=store|load;length=calibrated|twice",
      "Near-lossless and compact blocks that begin beyond the length their codec set was calibrated "
      "at, or beyond twice that (not counted under calibrated as well)."},
+    {Metric::kTransportBlocks, "fq_transport_blocks_total", MetricType::Counter, "blocks",
+     "operation=store|load;transport=device|segment|inline",
+     "Blocks that Store was asked to keep and Load to deliver, by how their pages come and go: "
+     "engines' tensors on the GPU, shared memory, or the message itself."},
 };
 
 struct SampledRow {
@@ -85,13 +90,17 @@ constexpr char kDriftHelp[] =
 constexpr char kCodecSetsHelp[] =
     "Codec sets loaded; without an expected error their traffic is not checked.";
 
+constexpr char kDeviceSegmentsHelp[] =
+    "Engines' tensors on the GPU that are mapped, by how they are shared.";
+
 double Of(uint64_t value) { return static_cast<double>(value); }
 
 const SampledRow kSampled[] = {
     {"fq_store_capacity_bytes", MetricType::Gauge, "bytes",
-     [](const NodeSample& s) { return Of(s.store.capacity_bytes); }, "Memory that slabs may take."},
+     [](const NodeSample& s) { return Of(s.store.capacity_bytes); },
+     "Host memory that slabs may take."},
     {"fq_store_used_bytes", MetricType::Gauge, "bytes",
-     [](const NodeSample& s) { return Of(s.store.used_bytes); }, "Memory that slabs take."},
+     [](const NodeSample& s) { return Of(s.store.used_bytes); }, "Host memory that slabs take."},
     {"fq_store_requested_bytes", MetricType::Gauge, "bytes",
      [](const NodeSample& s) { return Of(s.store.requested_bytes); },
      "Memory that slabs take without rounding of the pool."},
@@ -115,6 +124,36 @@ const SampledRow kSampled[] = {
     {"fq_store_full_total", MetricType::Counter, "blocks",
      [](const NodeSample& s) { return Of(s.store.rejected_full); },
      "Reservations refused because everything else is leased."},
+    {"fq_device_capacity_bytes", MetricType::Gauge, "bytes",
+     [](const NodeSample& s) { return Of(s.device.capacity_bytes); },
+     "GPU memory that slabs may take; 0 without a GPU, or when it has failed."},
+    {"fq_device_used_bytes", MetricType::Gauge, "bytes",
+     [](const NodeSample& s) { return Of(s.device.used_bytes); }, "GPU memory that slabs take."},
+    {"fq_device_blocks", MetricType::Gauge, "blocks",
+     [](const NodeSample& s) { return Of(s.device.slabs); }, "Slabs in GPU memory."},
+    {"fq_device_pinned_blocks", MetricType::Gauge, "blocks",
+     [](const NodeSample& s) { return Of(s.device.pinned_slabs); },
+     "Slabs in GPU memory under a lease or a call."},
+    {"fq_device_evicted_blocks_total", MetricType::Counter, "blocks",
+     [](const NodeSample& s) { return Of(s.device.evicted_slabs); },
+     "Slabs that left GPU memory for room without a copy in host memory."},
+    {"fq_demoted_blocks_total", MetricType::Counter, "blocks",
+     [](const NodeSample& s) { return s.demoted_blocks; }, "Slabs moved from GPU to host memory."},
+    {"fq_demoted_bytes_total", MetricType::Counter, "bytes",
+     [](const NodeSample& s) { return s.demoted_bytes; }, "Their bytes."},
+    {"fq_promoted_blocks_total", MetricType::Counter, "blocks",
+     [](const NodeSample& s) { return s.promoted_blocks; },
+     "Slabs copied from host to GPU memory because a load wanted them there."},
+    {"fq_device_launches_total", MetricType::Counter, "batches",
+     [](const NodeSample& s) { return s.device_launches; }, "Batches given to the GPU."},
+    {"fq_device_launched_calls_total", MetricType::Counter, "calls",
+     [](const NodeSample& s) { return s.device_calls; },
+     "Calls, or pieces of large ones, in those batches."},
+    {"fq_device_segments", MetricType::Gauge, "segments",
+     [](const NodeSample& s) { return s.device_ipc_segments; }, kDeviceSegmentsHelp, "share=ipc"},
+    {"fq_device_segments", MetricType::Gauge, "segments",
+     [](const NodeSample& s) { return s.device_descriptor_segments; }, kDeviceSegmentsHelp,
+     "share=descriptor"},
     {"fq_connections", MetricType::Gauge, "connections",
      [](const NodeSample& s) { return s.connections; }, "Peers connected."},
     {"fq_sessions", MetricType::Gauge, "sessions", [](const NodeSample& s) { return s.sessions; },

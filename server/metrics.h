@@ -39,11 +39,16 @@ enum class Metric {
   kLookupsBelowFloor,   // profile
   kQualitySamples,      // profile
   kBlocksBeyond,        // operation, length
+  kTransportBlocks,     // operation, transport
 };
 
 // What is read off the node when somebody asks.
 struct NodeSample {
-  StoreStats store;
+  StoreStats store;   // of the host tier
+  StoreStats device;  // of the device tier
+  double demoted_blocks = 0, demoted_bytes = 0, promoted_blocks = 0;
+  double device_launches = 0, device_calls = 0;
+  double device_ipc_segments = 0, device_descriptor_segments = 0;
   double connections = 0, sessions = 0, leases = 0, namespaces = 0, segments = 0;
   double queued_calls = 0, running_calls = 0, draining = 0;
   double encode_bytes_per_second = 0, decode_bytes_per_second = 0;

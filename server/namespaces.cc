@@ -42,8 +42,8 @@ absl::Status CheckFits(const CodecSet& set, const Descriptor& d) {
 
 NamespaceRegistry::NamespaceRegistry(NamespaceLimits limits,
                                      std::vector<std::shared_ptr<const CodecSet>> codec_sets,
-                                     const Backend* backend)
-    : limits_(limits), codec_sets_(std::move(codec_sets)), backend_(backend) {}
+                                     const Backend* backend, Device* device)
+    : limits_(limits), codec_sets_(std::move(codec_sets)), backend_(backend), device_(device) {}
 
 absl::StatusOr<std::shared_ptr<const SlabSpace>> NamespaceRegistry::Open(
     const std::string& tenant, const std::string& name, const Descriptor& descriptor,
@@ -58,11 +58,15 @@ absl::StatusOr<std::shared_ptr<const SlabSpace>> NamespaceRegistry::Open(
                                                      entry->spaces.size(), " ranges, at most ",
                                                      limits_.max_ranges_per_namespace));
   }
-  FQ_ASSIGN_OR_RETURN(auto codec,
-                      SlabCodec::Create(ShapeOf(descriptor, range), entry->codec_set, backend_));
-  auto space = std::make_shared<const SlabSpace>(SlabSpace{tenant, name, entry->fingerprint,
-                                                           ++last_scope_, entry->codec_set,
-                                                           std::move(codec), entry->quality});
+  const SlabShape shape = ShapeOf(descriptor, range);
+  FQ_ASSIGN_OR_RETURN(auto codec, SlabCodec::Create(shape, entry->codec_set, backend_));
+  std::shared_ptr<const DeviceCodec> device_codec;
+  if (device_ != nullptr) {
+    FQ_ASSIGN_OR_RETURN(device_codec, device_->CreateCodec(shape, entry->codec_set));
+  }
+  auto space = std::make_shared<const SlabSpace>(
+      SlabSpace{tenant, name, entry->fingerprint, ++last_scope_, entry->codec_set, std::move(codec),
+                std::move(device_codec), entry->quality});
   entry->spaces.emplace(range, space);
   return space;
 }

@@ -15,6 +15,7 @@
 #include "absl/synchronization/mutex.h"
 #include "kernels/backend.h"
 #include "kernels/codec_set.h"
+#include "kernels/device.h"
 #include "kernels/slab.h"
 #include "server/descriptor.h"
 #include "server/namespace_quality.h"
@@ -29,7 +30,8 @@ struct SlabSpace {
   uint64_t scope = 0;  // of its keys in the store
   std::shared_ptr<const CodecSet>
       codec_set;  // null: exact and universal only; the registry holds it too
-  std::shared_ptr<const SlabCodec> codec;     // of this space alone
+  std::shared_ptr<const SlabCodec> codec;           // of this space alone
+  std::shared_ptr<const DeviceCodec> device_codec;  // the same on the GPU; null without one
   std::shared_ptr<NamespaceQuality> quality;  // of the namespace: its other ranges hold it too
 
   const SlabShape& shape() const { return codec->shape(); }
@@ -61,7 +63,7 @@ struct NamespaceView {
 class NamespaceRegistry {
  public:
   NamespaceRegistry(NamespaceLimits limits, std::vector<std::shared_ptr<const CodecSet>> codec_sets,
-                    const Backend* backend);
+                    const Backend* backend, Device* device = nullptr);
 
   // The space of a range; made when new. `range` lies inside the descriptor. FailedPrecondition:
   // the namespace exists with another descriptor, or its codec set is not loaded (names both
@@ -105,6 +107,7 @@ class NamespaceRegistry {
   const NamespaceLimits limits_;
   const std::vector<std::shared_ptr<const CodecSet>> codec_sets_;
   const Backend* const backend_;
+  Device* const device_;  // may be null
   mutable absl::Mutex mutex_;
   std::map<Name, Entry> entries_ ABSL_GUARDED_BY(mutex_);
   uint64_t last_scope_ ABSL_GUARDED_BY(mutex_) = 0;

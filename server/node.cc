@@ -4,10 +4,15 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "kernels/backend.h"
+#include "kernels/base/check.h"
 #include "kernels/base/status_macros.h"
+#ifdef FQ_HAVE_CUDA
+#include "kernels/cuda/cuda_device.h"
+#endif
 
 namespace fq {
 namespace {
@@ -19,6 +24,33 @@ SessionLimits SessionLimitsOf(const Options& options) {
 
 uint32_t WorkersOf(const Options& options) {
   return options.workers != 0 ? options.workers : std::max(1u, std::thread::hardware_concurrency());
+}
+
+// The GPU of --device; errors name the option.
+absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Options& options) {
+#ifdef FQ_HAVE_CUDA
+  CudaDeviceOptions cuda;
+  FQ_CHECK(absl::SimpleAtoi(options.device, &cuda.ordinal));  // CheckOptions has passed
+  cuda.background_percent = static_cast<int>(options.device_sm_percent);
+  auto device = OpenCudaDevice(cuda);
+  if (device.ok()) return device;
+  return absl::Status(device.status().code(),
+                      absl::StrCat("--device = ", options.device, ": ", device.status().message()));
+#else
+  return absl::FailedPreconditionError(
+      absl::StrCat("--device = ", options.device, ": this node was built without CUDA"));
+#endif
+}
+
+absl::StatusOr<std::unique_ptr<Tiers>> MakeTiers(const Options& options, Device* device) {
+  TiersOptions tiers;
+  tiers.host.capacity_bytes = options.host_bytes;
+  if (device == nullptr) return Tiers::Create(std::move(tiers));
+  tiers.host.space = device->CreatePinnedSpace();
+  tiers.device.emplace();
+  tiers.device->capacity_bytes = options.device_bytes;
+  FQ_ASSIGN_OR_RETURN(tiers.device->space, device->CreateSpace(options.device_bytes));
+  return Tiers::Create(std::move(tiers));
 }
 
 absl::Status LoadCodecSets(const Options& options,
@@ -39,23 +71,33 @@ absl::Status LoadCodecSets(const Options& options,
 absl::StatusOr<std::unique_ptr<Node>> Node::Create(const Options& options, NodeParts parts) {
   FQ_RETURN_IF_ERROR(CheckOptions(options));
   FQ_RETURN_IF_ERROR(LoadCodecSets(options, parts.codec_sets));
-  StoreOptions store_options;
-  store_options.capacity_bytes = options.host_bytes;
-  FQ_ASSIGN_OR_RETURN(auto store, Store::Create(store_options));
-  return std::unique_ptr<Node>(new Node(options, std::move(parts), std::move(store)));
+  if (parts.device == nullptr && !options.device.empty()) {
+    FQ_ASSIGN_OR_RETURN(parts.device, OpenDevice(options));
+  }
+  FQ_ASSIGN_OR_RETURN(auto tiers, MakeTiers(options, parts.device.get()));
+  std::unique_ptr<DeviceScheduler> scheduler;
+  if (parts.device != nullptr) {
+    FQ_ASSIGN_OR_RETURN(scheduler, DeviceScheduler::Create(parts.device.get(), {}));
+  }
+  return std::unique_ptr<Node>(
+      new Node(options, std::move(parts), std::move(scheduler), std::move(tiers)));
 }
 
-Node::Node(const Options& options, NodeParts parts, std::unique_ptr<Store> store)
+Node::Node(const Options& options, NodeParts parts, std::unique_ptr<DeviceScheduler> scheduler,
+           std::unique_ptr<Tiers> tiers)
     : options_(options),
       log_(parts.log),
-      store_(std::move(store)),
+      device_(std::move(parts.device)),
+      tiers_(std::move(tiers)),
       namespaces_(std::make_unique<NamespaceRegistry>(
           NamespaceLimits{options.max_namespaces, options.max_ranges_per_namespace},
-          std::move(parts.codec_sets), CpuBackend())),
+          std::move(parts.codec_sets), CpuBackend(), device_.get())),
       sessions_(std::make_unique<SessionRegistry>(SessionLimitsOf(options), parts.clock)),
+      scheduler_(std::move(scheduler)),
       workers_(std::make_unique<WorkerPool>(WorkersOf(options), options.queue_depth)),
       quality_({options.quality_sample, options.quality_drift_ratio}, &metrics_, log_, parts.clock),
-      page_path_(std::make_unique<PagePath>(store_.get(), workers_.get(), &metrics_, &quality_)),
+      page_path_(std::make_unique<PagePath>(tiers_.get(), scheduler_.get(), workers_.get(),
+                                            &metrics_, &quality_, log_)),
       start_time_seconds_(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch())) {
   metrics_.SetSampler([this] { return Sample(); });
   expirer_ = std::thread([this] { ExpireLeasesUntilStopped(); });
@@ -73,12 +115,26 @@ Node::~Node() {
 
 NodeSample Node::Sample() {
   NodeSample sample;
-  sample.store = store_->Stats();
+  const TierStats tiers = tiers_->Stats();
+  sample.store = tiers.host;
+  sample.device = tiers.device;
+  sample.demoted_blocks = static_cast<double>(tiers.demoted_slabs);
+  sample.demoted_bytes = static_cast<double>(tiers.demoted_bytes);
+  sample.promoted_blocks = static_cast<double>(tiers.promoted_slabs);
+  if (scheduler_ != nullptr) {
+    sample.device_launches = static_cast<double>(scheduler_->Stats().launches);
+    sample.device_calls = static_cast<double>(scheduler_->Stats().calls);
+  }
   sample.connections = static_cast<double>(peers_.size());
   for (const auto& session : sessions_->All()) {
     sample.sessions += 1;
     sample.leases += static_cast<double>(session->leases.size());
-    sample.segments += static_cast<double>(session->segments.size());
+    const SegmentTable& segments = session->segments;
+    sample.segments += static_cast<double>(segments.size());
+    sample.device_ipc_segments +=
+        static_cast<double>(segments.device_segments(ShareKind::kIpcHandle));
+    sample.device_descriptor_segments +=
+        static_cast<double>(segments.device_segments(ShareKind::kFileDescriptor));
   }
   sample.namespaces = static_cast<double>(namespaces_->size());
   sample.queued_calls = static_cast<double>(workers_->queued());

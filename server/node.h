@@ -11,8 +11,10 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "kernels/codec_set.h"
+#include "kernels/device.h"
 #include "server/clock.h"
 #include "server/connected_peers.h"
+#include "server/device/device_scheduler.h"
 #include "server/log.h"
 #include "server/metrics.h"
 #include "server/namespaces.h"
@@ -20,7 +22,7 @@
 #include "server/page_path.h"
 #include "server/quality_watch.h"
 #include "server/sessions.h"
-#include "server/store/store.h"
+#include "server/tiers.h"
 #include "server/workers.h"
 
 namespace fq {
@@ -29,8 +31,9 @@ namespace fq {
 struct NodeParts {
   Clock clock = SteadyNow;  // of leases
   std::vector<std::shared_ptr<const CodecSet>>
-      codec_sets;            // beside those of the options; the registry holds them too
-  const Log* log = nullptr;  // outlives the node
+      codec_sets;                  // beside those of the options; the registry holds them too
+  const Log* log = nullptr;        // outlives the node
+  std::unique_ptr<Device> device;  // instead of the options' own
 };
 
 class Node {
@@ -41,7 +44,8 @@ class Node {
 
   const Options& options() const { return options_; }
   const Log& log() const { return *log_; }
-  Store& store() { return *store_; }
+  Tiers& tiers() { return *tiers_; }
+  Device* device() { return device_.get(); }  // null without a GPU
   Metrics& metrics() { return metrics_; }
   WorkerPool& workers() { return *workers_; }
   NamespaceRegistry& namespaces() { return *namespaces_; }
@@ -63,17 +67,20 @@ class Node {
   bool WaitIdle(Milliseconds limit);
 
  private:
-  Node(const Options& options, NodeParts parts, std::unique_ptr<Store> store);
+  Node(const Options& options, NodeParts parts, std::unique_ptr<DeviceScheduler> scheduler,
+       std::unique_ptr<Tiers> tiers);
   void ExpireLeasesUntilStopped();
 
   const Options options_;
   const Log* const log_;
   Metrics metrics_;
   ConnectedPeers peers_;
-  const std::unique_ptr<Store> store_;
+  const std::unique_ptr<Device> device_;  // before all that it makes
+  const std::unique_ptr<Tiers> tiers_;
   const std::unique_ptr<NamespaceRegistry> namespaces_;
   const std::unique_ptr<SessionRegistry> sessions_;
-  std::unique_ptr<WorkerPool> workers_;  // after what its jobs use
+  const std::unique_ptr<DeviceScheduler> scheduler_;  // null without a GPU
+  std::unique_ptr<WorkerPool> workers_;               // after what its jobs use
   QualityWatch quality_;
   const std::unique_ptr<PagePath> page_path_;
   const double start_time_seconds_;

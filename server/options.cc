@@ -40,6 +40,10 @@ void ForEachOption(O& o, Visitor&& visit) {
   visit("codec-set", o.codec_sets,
         "codec-set file (.fqcs); may be repeated, or a list with commas");
   visit("host-bytes", o.host_bytes, "memory for slabs, e.g. 4GiB");
+  visit("device", o.device, "GPU to work on, by CUDA's number of it; empty: none");
+  visit("device-bytes", o.device_bytes, "memory of --device for slabs, taken at start, e.g. 8GiB");
+  visit("device-sm-percent", o.device_sm_percent,
+        "share of the multiprocessors of --device that stores may use; loads go first anyway");
   visit("quality-sample", o.quality_sample,
         "measure the error of one encoded block in so many against what its codec set predicts; "
         "0: none");
@@ -263,6 +267,9 @@ absl::Status CheckBetween(absl::string_view option, T value, T least, T most) {
 absl::Status CheckNumbers(const Options& o) {
   FQ_RETURN_IF_ERROR(
       CheckBetween<uint64_t>("host-bytes", o.host_bytes, 1 << 20, uint64_t{1} << 46));
+  FQ_RETURN_IF_ERROR(
+      CheckBetween<uint64_t>("device-bytes", o.device_bytes, 64 << 20, uint64_t{1} << 46));
+  FQ_RETURN_IF_ERROR(CheckBetween("device-sm-percent", o.device_sm_percent, 1u, 100u));
   FQ_RETURN_IF_ERROR(CheckBetween("quality-sample", o.quality_sample, 0u, 1'000'000'000u));
   FQ_RETURN_IF_ERROR(CheckBetween("quality-drift-ratio", o.quality_drift_ratio, 1.05, 10.0));
   FQ_RETURN_IF_ERROR(CheckBetween("workers", o.workers, 0u, 1024u));
@@ -330,6 +337,10 @@ absl::Status CheckNetwork(const Options& o) {
 }
 
 absl::Status CheckNames(const Options& o) {
+  uint32_t ordinal = 0;
+  if (!o.device.empty() && (!absl::SimpleAtoi(o.device, &ordinal) || ordinal > 1023)) {
+    return Refuse("device", o.device, "must be a number in 0..1023, or empty");
+  }
   if (o.tenant.empty() || o.tenant.size() > 256) {
     return Refuse("tenant", o.tenant,
                   absl::StrCat("has ", o.tenant.size(), " bytes, must be 1..256"));

@@ -25,6 +25,11 @@ struct Options {
   std::vector<std::string> codec_sets;  // .fqcs files
   uint64_t host_bytes = uint64_t{4} << 30;
 
+  // GPU.
+  std::string device;  // CUDA's number of it; empty: none
+  uint64_t device_bytes = uint64_t{8} << 30;
+  uint32_t device_sm_percent = 100;  // share of its multiprocessors that stores may use
+
   // Quality (P7).
   uint32_t quality_sample = 64;      // measure one block in so many; 0: none
   double quality_drift_ratio = 1.5;  // of measured to predicted error

@@ -3,6 +3,7 @@
 // on a worker.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -11,13 +12,17 @@
 #include "absl/types/span.h"
 #include "kernels/slab.h"
 #include "server/call_context.h"
+#include "server/device/device_scheduler.h"
+#include "server/device/device_segment.h"
 #include "server/leases.h"
+#include "server/log.h"
 #include "server/metrics.h"
 #include "server/namespaces.h"
 #include "server/page_layout.h"
 #include "server/profile_name.h"
 #include "server/rate_meter.h"
 #include "server/store/store.h"
+#include "server/tiers.h"
 #include "server/workers.h"
 
 namespace fq {
@@ -25,13 +30,27 @@ namespace fq {
 // Values are on the wire (proto BlockStatus).
 enum class BlockOutcome : uint8_t { kOk = 1, kExists = 2, kMiss = 3, kFull = 4, kBelowFloor = 5 };
 
+// Where a caller's pages are: in `memory`, or in tensors on the GPU.
+struct CallerPages {
+  PagesAt pages;  // one place per block
+  absl::Span<std::byte> memory;
+  const DeviceSegment* device = nullptr;  // not null: there, and `memory` is empty
+  bool in_message = false;                // `memory` is of the call's own message
+  const void* session = nullptr;          // whose turn on the GPU it takes
+};
+
+// As metrics name it.
+inline const char* TransportOf(const CallerPages& pages) {
+  if (pages.device != nullptr) return "device";
+  return pages.in_message ? "inline" : "segment";
+}
+
 struct StoreCall {
   Profile profile = Profile::kExact;
   uint32_t first_block_index = 0;
   std::vector<BlockKey> keys;
   std::vector<BlockKey> preceding_keys;  // up to two, just before keys[0]
-  PagesAt pages;                         // [keys]
-  absl::Span<const std::byte> memory;
+  CallerPages source;                    // [keys]; only read
 };
 
 struct LookupCall {
@@ -77,6 +96,15 @@ uint32_t UsableBlocks(absl::Span<const Profile> matched);
 // What delivering this slab gives: a compact block that still has its refinement is near-lossless.
 Profile DeliveredProfile(const Pin& pin);
 
+// Of block `i`.
+inline const Pin& PinAt(const LeasedBlocks& blocks, size_t i) {
+  return blocks.lease->pins[blocks.first_block + i];
+}
+inline BlockId IdOf(const Pin& pin) {
+  return {pin.key().block, pin.tag().block_index, pin.tag().tokens};
+}
+inline size_t CodedBytes(const Pin& pin) { return pin.primary().size() + pin.refinement().size(); }
+
 // Bytes of all extents of these blocks, as LoadEncoded would send them.
 uint64_t EncodedBytes(const LeasedBlocks& blocks);
 
@@ -84,22 +112,29 @@ class QualityWatch;
 
 class PagePath {
  public:
-  // Keeps the pointers.
-  PagePath(Store* store, WorkerPool* workers, Metrics* metrics, QualityWatch* quality)
-      : store_(store), workers_(workers), metrics_(metrics), quality_(quality) {}
+  // Keeps the pointers; `scheduler` is null without a GPU, `log` may be null.
+  PagePath(Tiers* tiers, DeviceScheduler* scheduler, WorkerPool* workers, Metrics* metrics,
+           QualityWatch* quality, const Log* log = nullptr)
+      : tiers_(tiers),
+        scheduler_(scheduler),
+        workers_(workers),
+        metrics_(metrics),
+        quality_(quality),
+        log_(log) {}
 
   // One outcome per key. FailedPrecondition: the profile needs a codec set. Errors of `context`:
-  // blocks published until then stay.
+  // blocks published until then stay. Unavailable: the GPU failed; nothing of the call is kept.
   absl::StatusOr<std::vector<BlockOutcome>> StoreBlocks(const CallContext& context,
                                                         const SlabSpace& space,
                                                         const StoreCall& call);
 
   LookupResult Lookup(const SlabSpace& space, const LookupCall& call);
 
-  // Decodes into `memory`; a block that is not delivered leaves its place as it was.
+  // Decodes into the caller's pages. A block that is not delivered leaves its place as it was; on
+  // the GPU a block whose check failed may have been written in part. Unavailable: the GPU failed.
   absl::StatusOr<std::vector<BlockOutcome>> Load(const CallContext& context, const SlabSpace& space,
-                                                 const LeasedBlocks& blocks, const PagesAt& pages,
-                                                 absl::Span<std::byte> memory);
+                                                 const LeasedBlocks& blocks,
+                                                 const CallerPages& target);
 
   absl::StatusOr<InlineBlocks> LoadInline(const CallContext& context, const SlabSpace& space,
                                           const LeasedBlocks& blocks);
@@ -116,6 +151,20 @@ class PagePath {
   const RateMeter& decode_rate() const { return decode_rate_; }
 
  private:
+  // What one block of a store becomes.
+  struct Plan {
+    BlockId id;
+    PageKind kind = PageKind::kExact;
+    size_t primary_bytes = 0, refinement_bytes = 0;
+  };
+  absl::StatusOr<Plan> PlanOf(const SlabSpace& space, const StoreCall& call, size_t i) const;
+  // kOk with a reservation; kExists, with a pin when the block is there; kFull.
+  absl::StatusOr<BlockOutcome> Reserve(Tier tier, const SlabSpace& space, const StoreCall& call,
+                                       const Plan& plan, Reservation& reservation, Pin& pin);
+  void CountStored(const SlabSpace& space, const StoreCall& call, const Plan& plan);
+
+  absl::Status StoreFromHost(const CallContext& context, const SlabSpace& space,
+                             const StoreCall& call, std::vector<BlockOutcome>& outcomes);
   // Block `i` of `call`; `pin` holds it when it is there.
   absl::StatusOr<BlockOutcome> StoreBlock(const SlabSpace& space, const StoreCall& call, size_t i,
                                           Pin& pin);
@@ -126,15 +175,49 @@ class PagePath {
                                  absl::Span<const BlockOutcome> outcomes);
   // Counts a block that was delivered.
   void CountLoaded(const SlabSpace& space, const Pin& pin, Profile delivered);
+  void CountBytesLoaded(const SlabSpace& space, const Pin& pin);
+  absl::Status LoadToHost(const CallContext& context, const SlabSpace& space,
+                          const LeasedBlocks& blocks, const CallerPages& target,
+                          std::vector<BlockOutcome>& outcomes);
   BlockOutcome LoadBlock(const SlabSpace& space, const LeasedBlocks& blocks, size_t i,
                          absl::Span<const TargetPage> pages);
+  bool IsBelowFloor(const LeasedBlocks& blocks, size_t i);  // counts it
   void DropFailed(const Pin& pin);
 
-  Store* const store_;
+  // The extents of a slab in host memory, copied there when they are on the GPU.
+  struct HostExtents {
+    absl::Span<const std::byte> primary, refinement;
+    std::vector<std::byte> copy;
+  };
+  absl::StatusOr<HostExtents> OnHost(const Pin& pin);
+  absl::Status VerifyExtents(const SlabSpace& space, const Pin& pin, const HostExtents& host);
+
+  // page_path_device.cc
+  absl::Status StoreFromDevice(const CallContext& context, const SlabSpace& space,
+                               const StoreCall& call, std::vector<BlockOutcome>& outcomes);
+  absl::Status LoadToDevice(const CallContext& context, const SlabSpace& space,
+                            const LeasedBlocks& blocks, const CallerPages& target,
+                            std::vector<BlockOutcome>& outcomes);
+  // Room for a copy of a slab of the host tier: one that others will find, or, while another call
+  // makes that one or the slab is about to lose its refinement, of this call alone.
+  struct DeviceRoom {
+    Reservation room;
+    bool publish = false;
+  };
+  absl::StatusOr<DeviceRoom> RoomOnDevice(const Pin& host_pin);
+  void MeasureOnDevice(const SlabSpace& space, const StoreCall& call, const Plan& plan,
+                       size_t index, const Reservation& room);
+  absl::Status CheckDevice() const;  // Unavailable: no GPU, or it has failed
+  absl::Status RunOnDevice(DeviceCall& call);
+
+  Tiers* const tiers_;
+  DeviceScheduler* const scheduler_;  // may be null
   WorkerPool* const workers_;
   Metrics* const metrics_;
   QualityWatch* const quality_;
+  const Log* const log_;  // may be null
   RateMeter encode_rate_, decode_rate_;
+  std::atomic<uint64_t> last_staging_{0};  // keys of room that is never published
 };
 
 }  // namespace fq

@@ -19,19 +19,11 @@ int Rank(Profile profile) {
   return profile == Profile::kNearLossless ? 2 : 1;
 }
 
-BlockId IdOf(const Pin& pin) { return {pin.key().block, pin.tag().block_index, pin.tag().tokens}; }
-
-size_t CodedBytes(const Pin& pin) { return pin.primary().size() + pin.refinement().size(); }
-
 void AppendExtent(absl::Span<const std::byte> extent, InlineBlocks& result) {
   XXH128_canonical_t digest;
   XXH128_canonicalFromHash(&digest, XXH3_128bits(extent.data(), extent.size()));
   result.checksums.append(reinterpret_cast<const char*>(digest.digest), sizeof(digest.digest));
   result.payload.append(reinterpret_cast<const char*>(extent.data()), extent.size());
-}
-
-const Pin& PinAt(const LeasedBlocks& blocks, size_t i) {
-  return blocks.lease->pins[blocks.first_block + i];
 }
 
 PagesAt DensePlaces(const SlabShape& shape, size_t blocks) {
@@ -87,7 +79,7 @@ uint64_t EncodedBytes(const LeasedBlocks& blocks) {
 LookupResult PagePath::Lookup(const SlabSpace& space, const LookupCall& call) {
   LookupResult result;
   for (size_t i = 0; i < call.keys.size(); ++i) {
-    Pin pin = store_->Find({space.scope, call.keys[i]});
+    Pin pin = tiers_->Find({space.scope, call.keys[i]});
     if (!pin || pin.tag().block_index != i) break;
     const Profile delivered = DeliveredProfile(pin);
     if (Rank(delivered) < Rank(call.floor)) {
@@ -111,38 +103,58 @@ LookupResult PagePath::Lookup(const SlabSpace& space, const LookupCall& call) {
 absl::StatusOr<std::vector<BlockOutcome>> PagePath::Load(const CallContext& context,
                                                          const SlabSpace& space,
                                                          const LeasedBlocks& blocks,
-                                                         const PagesAt& pages,
-                                                         absl::Span<std::byte> memory) {
+                                                         const CallerPages& target) {
   std::vector<BlockOutcome> outcomes(blocks.block_count, BlockOutcome::kMiss);
-  std::atomic<uint64_t> coded_bytes{0};
   const MonotonicTime begin = SteadyNow();
-  FQ_RETURN_IF_ERROR(workers_->ForEach(blocks.block_count, [&](size_t i) -> absl::Status {
-    FQ_RETURN_IF_ERROR(context.Check());
-    outcomes[i] = LoadBlock(space, blocks, i,
-                            TargetPages(pages.layout, pages.places[i], space.shape(), memory));
+  FQ_RETURN_IF_ERROR(target.device == nullptr
+                         ? LoadToHost(context, space, blocks, target, outcomes)
+                         : LoadToDevice(context, space, blocks, target, outcomes));
+  metrics_->Add(Metric::kTransportBlocks, {"load", TransportOf(target)},
+                static_cast<double>(outcomes.size()));
+  uint64_t coded_bytes = 0;
+  for (size_t i = 0; i < outcomes.size(); ++i) {
     if (outcomes[i] == BlockOutcome::kOk) coded_bytes += CodedBytes(PinAt(blocks, i));
-    return absl::OkStatus();
-  }));
+  }
   decode_rate_.Add(coded_bytes, SteadyNow() - begin);
   return outcomes;
+}
+
+absl::Status PagePath::LoadToHost(const CallContext& context, const SlabSpace& space,
+                                  const LeasedBlocks& blocks, const CallerPages& target,
+                                  std::vector<BlockOutcome>& outcomes) {
+  const PagesAt& at = target.pages;
+  return workers_->ForEach(blocks.block_count, [&](size_t i) -> absl::Status {
+    FQ_RETURN_IF_ERROR(context.Check());
+    outcomes[i] = LoadBlock(space, blocks, i,
+                            TargetPages(at.layout, at.places[i], space.shape(), target.memory));
+    return absl::OkStatus();
+  });
+}
+
+bool PagePath::IsBelowFloor(const LeasedBlocks& blocks, size_t i) {
+  if (Rank(DeliveredProfile(PinAt(blocks, i))) >= Rank(blocks.floor)) return false;
+  metrics_->Add(Metric::kBlocksMissed, {"below_floor"}, 1);
+  return true;
 }
 
 BlockOutcome PagePath::LoadBlock(const SlabSpace& space, const LeasedBlocks& blocks, size_t i,
                                  absl::Span<const TargetPage> pages) {
   const Pin& pin = PinAt(blocks, i);
-  const Profile delivered = DeliveredProfile(pin);
-  if (Rank(delivered) < Rank(blocks.floor)) {
-    metrics_->Add(Metric::kBlocksMissed, {"below_floor"}, 1);
-    return BlockOutcome::kBelowFloor;
-  }
-  if (!space.codec->Decode(IdOf(pin), pin.primary(), pin.refinement(), pages).ok()) {
+  if (IsBelowFloor(blocks, i)) return BlockOutcome::kBelowFloor;
+  const absl::StatusOr<HostExtents> host = OnHost(pin);
+  if (!host.ok()) return BlockOutcome::kMiss;
+  if (!space.codec->Decode(IdOf(pin), host->primary, host->refinement, pages).ok()) {
     DropFailed(pin);
     return BlockOutcome::kMiss;
   }
-  CountLoaded(space, pin, delivered);
+  CountLoaded(space, pin, DeliveredProfile(pin));
+  CountBytesLoaded(space, pin);
+  return BlockOutcome::kOk;
+}
+
+void PagePath::CountBytesLoaded(const SlabSpace& space, const Pin& pin) {
   metrics_->Add(Metric::kRawBytes, {"load"}, static_cast<double>(DenseBlockBytes(space.shape())));
   metrics_->Add(Metric::kCodedBytes, {"load"}, static_cast<double>(CodedBytes(pin)));
-  return BlockOutcome::kOk;
 }
 
 void PagePath::CountLoaded(const SlabSpace& space, const Pin& pin, Profile delivered) {
@@ -156,11 +168,12 @@ absl::StatusOr<InlineBlocks> PagePath::LoadInline(const CallContext& context,
   InlineBlocks result;
   const uint64_t block_bytes = DenseBlockBytes(space.shape());
   result.payload.resize(blocks.block_count * block_bytes);
-  auto memory =
+  CallerPages target;
+  target.in_message = true;
+  target.pages = DensePlaces(space.shape(), blocks.block_count);
+  target.memory =
       absl::MakeSpan(reinterpret_cast<std::byte*>(result.payload.data()), result.payload.size());
-  FQ_ASSIGN_OR_RETURN(
-      result.outcomes,
-      Load(context, space, blocks, DensePlaces(space.shape(), blocks.block_count), memory));
+  FQ_ASSIGN_OR_RETURN(result.outcomes, Load(context, space, blocks, target));
   Compact(result.outcomes, block_bytes, result);
   return result;
 }
@@ -175,18 +188,20 @@ absl::StatusOr<InlineBlocks> PagePath::LoadEncoded(const CallContext& context,
     result.outcomes.push_back(BlockOutcome::kOk);
     result.sizes.push_back(0);
     result.refinement_sizes.push_back(0);
-    if (Rank(DeliveredProfile(pin)) < Rank(blocks.floor)) {
-      metrics_->Add(Metric::kBlocksMissed, {"below_floor"}, 1);
+    if (IsBelowFloor(blocks, i)) {
       result.outcomes.back() = BlockOutcome::kBelowFloor;
-    } else if (!VerifyBlock(space, pin).ok()) {
-      result.outcomes.back() = BlockOutcome::kMiss;
-    } else {
-      result.sizes.back() = pin.primary().size();
-      result.refinement_sizes.back() = pin.refinement().size();
-      AppendExtent(pin.primary(), result);
-      if (!pin.refinement().empty()) AppendExtent(pin.refinement(), result);
-      CountLoaded(space, pin, DeliveredProfile(pin));
+      continue;
     }
+    const absl::StatusOr<HostExtents> host = OnHost(pin);
+    if (!host.ok() || !VerifyExtents(space, pin, *host).ok()) {
+      result.outcomes.back() = BlockOutcome::kMiss;
+      continue;
+    }
+    result.sizes.back() = host->primary.size();
+    result.refinement_sizes.back() = host->refinement.size();
+    AppendExtent(host->primary, result);
+    if (!host->refinement.empty()) AppendExtent(host->refinement, result);
+    CountLoaded(space, pin, DeliveredProfile(pin));
   }
   return result;
 }
@@ -194,10 +209,13 @@ absl::StatusOr<InlineBlocks> PagePath::LoadEncoded(const CallContext& context,
 absl::Status PagePath::Attend(const CallContext& context, const SlabSpace& space,
                               const AttendCall& call) {
   FQ_RETURN_IF_ERROR(context.Check());
+  std::vector<HostExtents> extents;  // what `blocks` points at
   std::vector<EncodedBlock> blocks;
   for (uint32_t i = 0; i < call.block_count; ++i) {
     const Pin& pin = call.lease->pins[i];
-    blocks.push_back({IdOf(pin), pin.primary(), pin.refinement()});
+    FQ_ASSIGN_OR_RETURN(HostExtents host, OnHost(pin));
+    blocks.push_back({IdOf(pin), host.primary, host.refinement});
+    extents.push_back(std::move(host));
   }
   absl::Status status = fq::Attend(*space.codec, blocks, call.params);
   if (absl::IsDataLoss(status)) {
@@ -210,9 +228,15 @@ absl::Status PagePath::Attend(const CallContext& context, const SlabSpace& space
 }
 
 absl::Status PagePath::VerifyBlock(const SlabSpace& space, const Pin& pin) {
-  absl::Status status = space.codec->Verify(IdOf(pin), pin.primary());
-  if (status.ok() && !pin.refinement().empty()) {
-    status = space.codec->Verify(IdOf(pin), pin.refinement());
+  FQ_ASSIGN_OR_RETURN(const HostExtents host, OnHost(pin));
+  return VerifyExtents(space, pin, host);
+}
+
+absl::Status PagePath::VerifyExtents(const SlabSpace& space, const Pin& pin,
+                                     const HostExtents& host) {
+  absl::Status status = space.codec->Verify(IdOf(pin), host.primary);
+  if (status.ok() && !host.refinement.empty()) {
+    status = space.codec->Verify(IdOf(pin), host.refinement);
   }
   if (!status.ok()) DropFailed(pin);
   return status;
@@ -220,7 +244,7 @@ absl::Status PagePath::VerifyBlock(const SlabSpace& space, const Pin& pin) {
 
 void PagePath::DropFailed(const Pin& pin) {
   metrics_->Add(Metric::kBlocksMissed, {"check_failed"}, 1);
-  store_->Erase(pin.key());
+  tiers_->Erase(pin.key());
 }
 
 }  // namespace fq

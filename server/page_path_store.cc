@@ -1,6 +1,4 @@
 // PagePath: storing.
-#include <atomic>
-#include <optional>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -39,59 +37,90 @@ absl::StatusOr<std::vector<BlockOutcome>> PagePath::StoreBlocks(const CallContex
                                                                 const SlabSpace& space,
                                                                 const StoreCall& call) {
   std::vector<BlockOutcome> outcomes(call.keys.size(), BlockOutcome::kFull);
-  {
-    std::vector<Pin> pins(call.keys.size());  // a batch must not evict its own first blocks
-    FQ_RETURN_IF_ERROR(workers_->ForEach(call.keys.size(), [&](size_t i) -> absl::Status {
-      FQ_RETURN_IF_ERROR(context.Check());
-      FQ_ASSIGN_OR_RETURN(outcomes[i], StoreBlock(space, call, i, pins[i]));
-      return absl::OkStatus();
-    }));
-  }
+  FQ_RETURN_IF_ERROR(call.source.device == nullptr
+                         ? StoreFromHost(context, space, call, outcomes)
+                         : StoreFromDevice(context, space, call, outcomes));
   if (call.profile == Profile::kCompact) DropRefinementsBehindTail(space, call, outcomes);
   TouchBackwards(space, call.keys);
+  metrics_->Add(Metric::kTransportBlocks, {"store", TransportOf(call.source)},
+                static_cast<double>(outcomes.size()));
   for (BlockOutcome outcome : outcomes) {
     metrics_->Add(Metric::kBlocksStored, {ProfileName(call.profile), ResultName(outcome)}, 1);
   }
   return outcomes;
 }
 
-absl::StatusOr<BlockOutcome> PagePath::StoreBlock(const SlabSpace& space, const StoreCall& call,
-                                                  size_t i, Pin& pin) {
+absl::StatusOr<PagePath::Plan> PagePath::PlanOf(const SlabSpace& space, const StoreCall& call,
+                                                size_t i) const {
   const uint32_t index = call.first_block_index + static_cast<uint32_t>(i);
-  const PageKind kind = KindOf(call.profile);
-  const BlockId id{call.keys[i], index, kBlockTokens};
   const bool sink = index == 0;
-  size_t refinement_bytes = 0;
-  FQ_ASSIGN_OR_RETURN(size_t primary_bytes, space.codec->ExtentBytes(kind, sink));
+  Plan plan{{call.keys[i], index, kBlockTokens}, KindOf(call.profile), 0, 0};
+  FQ_ASSIGN_OR_RETURN(plan.primary_bytes, space.codec->ExtentBytes(plan.kind, sink));
   if (KeepsRefinement(call, i)) {
-    FQ_ASSIGN_OR_RETURN(refinement_bytes, space.codec->ExtentBytes(PageKind::kRefinement, sink));
+    FQ_ASSIGN_OR_RETURN(plan.refinement_bytes,
+                        space.codec->ExtentBytes(PageKind::kRefinement, sink));
   }
-  const SlabTag tag{index, static_cast<uint8_t>(kind), static_cast<uint8_t>(call.profile),
-                    kBlockTokens};
-  auto reservation = store_->Reserve({space.scope, id.key}, tag, primary_bytes, refinement_bytes);
-  if (absl::IsAlreadyExists(reservation.status())) {
-    pin = store_->Find({space.scope, id.key});  // none while another writer is at it
+  return plan;
+}
+
+absl::StatusOr<BlockOutcome> PagePath::Reserve(Tier tier, const SlabSpace& space,
+                                               const StoreCall& call, const Plan& plan,
+                                               Reservation& reservation, Pin& pin) {
+  const SlabKey key{space.scope, plan.id.key};
+  const SlabTag tag{plan.id.index, static_cast<uint8_t>(plan.kind),
+                    static_cast<uint8_t>(call.profile), kBlockTokens};
+  auto room = tiers_->Reserve(tier, key, tag, plan.primary_bytes, plan.refinement_bytes);
+  if (absl::IsAlreadyExists(room.status())) {
+    pin = tiers_->Find(key);  // none while another writer is at it
     return BlockOutcome::kExists;
   }
-  if (absl::IsResourceExhausted(reservation.status())) return BlockOutcome::kFull;
-  FQ_RETURN_IF_ERROR(reservation.status());
-  const MonotonicTime begin = SteadyNow();
-  auto pages = SourcePages(call.pages.layout, call.pages.places[i], space.shape(), call.memory);
-  FQ_RETURN_IF_ERROR(
-      space.codec->Encode(kind, id, pages, reservation->primary(), reservation->refinement()));
-  encode_rate_.Add(primary_bytes + refinement_bytes, SteadyNow() - begin);
-  quality_->MeasureEncoded(space, call.profile,
-                           {id, reservation->primary(), reservation->refinement()}, pages);
-  quality_->CountLength(space, call.profile, index, QualityWatch::Direction::kStore);
-  pin = std::move(*reservation).Publish();
-  metrics_->Add(Metric::kRawBytes, {"store"}, static_cast<double>(DenseBlockBytes(space.shape())));
-  metrics_->Add(Metric::kCodedBytes, {"store"},
-                static_cast<double>(primary_bytes + refinement_bytes));
+  if (absl::IsResourceExhausted(room.status())) return BlockOutcome::kFull;
+  FQ_ASSIGN_OR_RETURN(reservation, std::move(room));
   return BlockOutcome::kOk;
 }
 
+absl::Status PagePath::StoreFromHost(const CallContext& context, const SlabSpace& space,
+                                     const StoreCall& call, std::vector<BlockOutcome>& outcomes) {
+  std::vector<Pin> pins(call.keys.size());  // a batch must not evict its own first blocks
+  return workers_->ForEach(call.keys.size(), [&](size_t i) -> absl::Status {
+    FQ_RETURN_IF_ERROR(context.Check());
+    FQ_ASSIGN_OR_RETURN(outcomes[i], StoreBlock(space, call, i, pins[i]));
+    return absl::OkStatus();
+  });
+}
+
+absl::StatusOr<BlockOutcome> PagePath::StoreBlock(const SlabSpace& space, const StoreCall& call,
+                                                  size_t i, Pin& pin) {
+  FQ_ASSIGN_OR_RETURN(const Plan plan, PlanOf(space, call, i));
+  Reservation room;
+  FQ_ASSIGN_OR_RETURN(const BlockOutcome outcome,
+                      Reserve(Tier::kHost, space, call, plan, room, pin));
+  if (outcome != BlockOutcome::kOk) return outcome;
+  const MonotonicTime begin = SteadyNow();
+  const PagesAt& at = call.source.pages;
+  auto pages = SourcePages(at.layout, at.places[i], space.shape(), call.source.memory);
+  FQ_RETURN_IF_ERROR(
+      space.codec->Encode(plan.kind, plan.id, pages, room.primary(), room.refinement()));
+  encode_rate_.Add(plan.primary_bytes + plan.refinement_bytes, SteadyNow() - begin);
+  const std::vector<int> sample = quality_->PagesToMeasure(space, call.profile, plan.id.key);
+  std::vector<SourcePage> sampled;
+  for (int page : sample) sampled.push_back(pages[page]);
+  quality_->MeasureEncoded(space, call.profile, {plan.id, room.primary(), room.refinement()},
+                           sample, sampled);
+  pin = std::move(room).Publish();
+  CountStored(space, call, plan);
+  return BlockOutcome::kOk;
+}
+
+void PagePath::CountStored(const SlabSpace& space, const StoreCall& call, const Plan& plan) {
+  quality_->CountLength(space, call.profile, plan.id.index, QualityWatch::Direction::kStore);
+  metrics_->Add(Metric::kRawBytes, {"store"}, static_cast<double>(DenseBlockBytes(space.shape())));
+  metrics_->Add(Metric::kCodedBytes, {"store"},
+                static_cast<double>(plan.primary_bytes + plan.refinement_bytes));
+}
+
 void PagePath::TouchBackwards(const SlabSpace& space, absl::Span<const BlockKey> keys) {
-  for (size_t i = keys.size(); i-- > 0;) store_->Find({space.scope, keys[i]});
+  for (size_t i = keys.size(); i-- > 0;) tiers_->Find({space.scope, keys[i]});
 }
 
 void PagePath::DropRefinementsBehindTail(const SlabSpace& space, const StoreCall& call,
@@ -102,10 +131,10 @@ void PagePath::DropRefinementsBehindTail(const SlabSpace& space, const StoreCall
   for (size_t i = 0; i + kTailBlocks < chain.size(); ++i) {
     const SlabKey key{space.scope, chain[i]};
     {
-      Pin pin = store_->Find(key);
+      Pin pin = tiers_->Find(key);
       if (!pin || pin.tag().profile != static_cast<uint8_t>(Profile::kCompact)) continue;
     }
-    if (store_->DropRefinement(key)) metrics_->Add(Metric::kTailRefinements, {}, 1);
+    if (tiers_->DropRefinement(key)) metrics_->Add(Metric::kTailRefinements, {}, 1);
   }
 }
 

@@ -54,21 +54,27 @@ bool QualityWatch::Samples(const BlockKey& key) const {
   return options_.sample_every != 0 && WordOf(key, 0) % options_.sample_every == 0;
 }
 
+std::vector<int> QualityWatch::PagesToMeasure(const SlabSpace& space, Profile profile,
+                                              const BlockKey& key) const {
+  if (!IsCalibrated(profile) || space.codec_set == nullptr || !Samples(key)) return {};
+  if (ExpectedOf(*space.codec_set, profile).empty()) return {};
+  return PagesOf(key, space.shape().pages());
+}
+
 void QualityWatch::MeasureEncoded(const SlabSpace& space, Profile profile,
-                                  const EncodedBlock& block, absl::Span<const SourcePage> pages) {
-  if (!IsCalibrated(profile) || space.codec_set == nullptr || !Samples(block.id.key)) return;
-  const std::vector<double>& expected = ExpectedOf(*space.codec_set, profile);
-  if (expected.empty()) return;
+                                  const EncodedBlock& block, absl::Span<const int> indices,
+                                  absl::Span<const SourcePage> pages) {
   const auto refinement =
       profile == Profile::kNearLossless ? block.refinement : absl::Span<const std::byte>();
   const SlabShape& shape = space.shape();
   Sums sums;
-  for (int page : PagesOf(block.id.key, shape.pages())) {
+  for (size_t i = 0; i < indices.size(); ++i) {
+    const int page = indices[i];
     const auto error =
-        space.codec->MeasureError(block.id, page, pages[page], block.primary, refinement);
+        space.codec->MeasureError(block.id, page, pages[i], block.primary, refinement);
     if (!error.ok()) return;  // not possible for what was just encoded
     const int head = shape.LayerOf(page) * space.codec_set->kv_heads() + shape.HeadOf(page);
-    sums.Add(*error, &expected[2 * static_cast<size_t>(head)]);
+    sums.Add(*error, &ExpectedOf(*space.codec_set, profile)[2 * static_cast<size_t>(head)]);
   }
   if (sums.measured == 0 && sums.expected == 0) return;  // all rows are the mean: says nothing
   Take(space, profile, sums.measured / sums.expected);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "absl/types/span.h"
 #include "kernels/slab.h"
@@ -31,10 +32,15 @@ class QualityWatch {
   // `sample_every`. Keys are hashes, so this takes one in so many, the same ones on every node.
   bool Samples(const BlockKey& key) const;
 
-  // Measures up to four pages of a block that was just encoded for `profile`, if it is its turn
-  // and the codec set predicts an error. `pages` are those it was encoded from.
+  // The pages of a block to measure, when it was just encoded for `profile`: up to four, if it is
+  // its turn and the codec set predicts an error.
+  std::vector<int> PagesToMeasure(const SlabSpace& space, Profile profile,
+                                  const BlockKey& key) const;
+
+  // Measures them; `pages` are the rows they were encoded from, in that order. Of the extents only
+  // their bytes are read.
   void MeasureEncoded(const SlabSpace& space, Profile profile, const EncodedBlock& block,
-                      absl::Span<const SourcePage> pages);
+                      absl::Span<const int> indices, absl::Span<const SourcePage> pages);
 
   // Counts a block of a calibrated profile that begins beyond the length of calibration.
   void CountLength(const SlabSpace& space, Profile profile, uint32_t block_index,

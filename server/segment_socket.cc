@@ -21,14 +21,15 @@ namespace fq {
 namespace {
 
 constexpr size_t kRequestBytes = 32;
-constexpr size_t kMaxDescriptors = 8;  // the kernel closes what exceeds them
+// The kernel closes what exceeds them; one more than allowed, to see that there were too many.
+constexpr size_t kMaxDescriptors = kMaxSharedAllocations + 1;
 constexpr size_t kMaxConnections = 256;
+constexpr int kLeavingPollMs = 1;
 constexpr std::chrono::milliseconds kAcceptPause{10};  // when descriptors run out
-enum Operation : uint32_t { kRegister = 1, kUnregister = 2 };
+enum Operation : uint32_t { kRegister = 1, kUnregister = 2, kRegisterDevice = 3 };
 
 struct Packet {
-  size_t bytes = 0;
-  std::byte data[kRequestBytes + 1] = {};  // one more, to see a packet that is too long
+  std::vector<std::byte> data;
   std::vector<OwnedFd> descriptors;
 };
 
@@ -58,8 +59,9 @@ void TakeDescriptors(msghdr& header, std::vector<OwnedFd>& descriptors) {
 // Nothing when the peer has gone.
 std::optional<Packet> Receive(int connection) {
   Packet packet;
+  packet.data.resize(kMaxRegistrationBytes + 1);  // one more, to see a packet that is too long
   alignas(cmsghdr) char control[CMSG_SPACE(kMaxDescriptors * sizeof(int))];
-  iovec data{packet.data, sizeof(packet.data)};
+  iovec data{packet.data.data(), packet.data.size()};
   msghdr header{};
   header.msg_iov = &data;
   header.msg_iovlen = 1;
@@ -67,22 +69,36 @@ std::optional<Packet> Receive(int connection) {
   header.msg_controllen = sizeof(control);
   ssize_t bytes = recvmsg(connection, &header, MSG_CMSG_CLOEXEC | MSG_DONTWAIT);
   if (bytes <= 0) return std::nullopt;
-  packet.bytes = static_cast<size_t>(bytes);
+  packet.data.resize(static_cast<size_t>(bytes));
   TakeDescriptors(header, packet.descriptors);
   return packet;
 }
 
+// 0 for a packet that is too short to say.
+uint32_t OperationOf(const Packet& packet) {
+  uint32_t operation = 0;
+  if (packet.data.size() >= 20) std::memcpy(&operation, packet.data.data() + 16, 4);
+  return operation;
+}
+
+RandomId SessionOf(const Packet& packet) {
+  RandomId id{};
+  std::memcpy(id.data(), packet.data.data(), id.size());
+  return id;
+}
+
 absl::StatusOr<Request> Parse(const Packet& packet) {
-  if (packet.bytes != kRequestBytes) {
-    return absl::InvalidArgumentError(absl::StrCat("packet of ", packet.bytes,
-                                                   packet.bytes > kRequestBytes ? " or more" : "",
-                                                   " bytes: must have ", kRequestBytes));
+  if (packet.data.size() != kRequestBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("packet of ", packet.data.size(),
+                     packet.data.size() > kMaxRegistrationBytes ? " or more" : "",
+                     " bytes: must have ", kRequestBytes));
   }
   Request request;
-  std::memcpy(request.session_id.data(), packet.data, 16);
-  std::memcpy(&request.operation, packet.data + 16, 4);
-  std::memcpy(&request.segment_id, packet.data + 20, 4);
-  std::memcpy(&request.segment_bytes, packet.data + 24, 8);
+  request.session_id = SessionOf(packet);
+  request.operation = OperationOf(packet);
+  std::memcpy(&request.segment_id, packet.data.data() + 20, 4);
+  std::memcpy(&request.segment_bytes, packet.data.data() + 24, 8);
   return request;
 }
 
@@ -91,7 +107,8 @@ absl::Status CheckRequest(const Request& request, size_t descriptors) {
     return absl::InvalidArgumentError(absl::StrCat(field, " = ", value, ": ", rule));
   };
   if (request.operation != kRegister && request.operation != kUnregister) {
-    return bad("operation", request.operation, "must be 1 (register) or 2 (unregister)");
+    return bad("operation", request.operation,
+               "must be 1 (register), 2 (unregister) or 3 (register device memory)");
   }
   const bool registers = request.operation == kRegister;
   if (descriptors != (registers ? 1u : 0u)) {
@@ -106,11 +123,26 @@ absl::Status CheckRequest(const Request& request, size_t descriptors) {
   return absl::OkStatus();
 }
 
+absl::StatusOr<uint32_t> RegisterDevice(const SegmentSocket::Setup& setup, const Packet& packet) {
+  std::vector<int> descriptors;
+  for (const OwnedFd& fd : packet.descriptors) descriptors.push_back(fd.get());
+  FQ_ASSIGN_OR_RETURN(const DeviceRegistration registration,
+                      ParseDeviceRegistration(packet.data, descriptors));
+  FQ_ASSIGN_OR_RETURN(auto session, setup.sessions->Find(SessionOf(packet)));
+  if (setup.device == nullptr) {
+    return absl::FailedPreconditionError("operation = 3: the node has no GPU (--device)");
+  }
+  FQ_ASSIGN_OR_RETURN(auto segment, DeviceSegment::Map(*setup.device, registration,
+                                                       session->space->shape().layers()));
+  return session->segments.Register(std::move(segment));
+}
+
 // The id of the segment that the request was about.
-absl::StatusOr<uint32_t> Perform(SessionRegistry& sessions, const Packet& packet) {
+absl::StatusOr<uint32_t> Perform(const SegmentSocket::Setup& setup, const Packet& packet) {
+  if (OperationOf(packet) == kRegisterDevice) return RegisterDevice(setup, packet);
   FQ_ASSIGN_OR_RETURN(Request request, Parse(packet));
   FQ_RETURN_IF_ERROR(CheckRequest(request, packet.descriptors.size()));
-  FQ_ASSIGN_OR_RETURN(auto session, sessions.Find(request.session_id));
+  FQ_ASSIGN_OR_RETURN(auto session, setup.sessions->Find(request.session_id));
   if (request.operation == kRegister) {
     return session->segments.Register(packet.descriptors[0], request.segment_bytes);
   }
@@ -118,11 +150,27 @@ absl::StatusOr<uint32_t> Perform(SessionRegistry& sessions, const Packet& packet
   return request.segment_id;
 }
 
+// The segment of device memory that the packet asks to unregister, if any.
+std::weak_ptr<const DeviceSegment> DeviceSegmentOf(const SegmentSocket::Setup& setup,
+                                                   const Packet& packet) {
+  const absl::StatusOr<Request> request = Parse(packet);
+  if (!request.ok() || request->operation != kUnregister) return {};
+  const auto session = setup.sessions->Find(request->session_id);
+  if (!session.ok()) return {};
+  return (*session)->segments.FindDevice(request->segment_id);
+}
+
 const char* OperationName(const Packet& packet) {
-  absl::StatusOr<Request> request = Parse(packet);
-  if (!request.ok()) return "other";
-  if (request->operation == kRegister) return "register";
-  return request->operation == kUnregister ? "unregister" : "other";
+  switch (OperationOf(packet)) {
+    case kRegister:
+      return "register";
+    case kUnregister:
+      return "unregister";
+    case kRegisterDevice:
+      return "register-device";
+    default:
+      return "other";
+  }
 }
 
 bool Reply(int connection, const absl::StatusOr<uint32_t>& result) {
@@ -170,11 +218,20 @@ void SegmentSocket::Serve() {
   std::vector<pollfd> polled;
   for (;;) {
     polled = {{stop_.get(), POLLIN, 0}, {listener_.get(), POLLIN, 0}};
-    for (const OwnedFd& connection : connections_) polled.push_back({connection.get(), POLLIN, 0});
-    if (poll(polled.data(), polled.size(), -1) < 0) continue;  // a signal
+    int limit_ms = -1;
+    for (const Connection& connection : connections_) {
+      const bool leaving = connection.leaving_id != 0;
+      polled.push_back({connection.fd.get(), static_cast<short>(leaving ? 0 : POLLIN), 0});
+      if (leaving) limit_ms = kLeavingPollMs;
+    }
+    if (poll(polled.data(), polled.size(), limit_ms) < 0) continue;  // a signal
     if (polled[0].revents != 0) return;
     for (size_t i = connections_.size(); i-- > 0;) {
-      if (polled[i + 2].revents == 0 || Answer(connections_[i])) continue;
+      Connection& connection = connections_[i];
+      const bool goes_on = connection.leaving_id != 0
+                               ? AnswerLeaving(connection)
+                               : polled[i + 2].revents == 0 || Answer(connection);
+      if (goes_on) continue;
       std::swap(connections_[i], connections_.back());
       connections_.pop_back();
     }
@@ -189,17 +246,26 @@ void SegmentSocket::Accept() {
     return;
   }
   if (connections_.size() >= kMaxConnections || !IsAllowed(connection.get(), setup_.mode)) return;
-  connections_.push_back(std::move(connection));
+  connections_.push_back({std::move(connection), {}, 0});
 }
 
-// False when the connection is over.
-bool SegmentSocket::Answer(const OwnedFd& connection) {
-  std::optional<Packet> packet = Receive(connection.get());
+// False when the connection is over, as AnswerLeaving.
+bool SegmentSocket::Answer(Connection& connection) {
+  std::optional<Packet> packet = Receive(connection.fd.get());
   if (!packet.has_value()) return false;
-  absl::StatusOr<uint32_t> result = Perform(*setup_.sessions, *packet);
+  const std::weak_ptr<const DeviceSegment> leaving = DeviceSegmentOf(setup_, *packet);
+  absl::StatusOr<uint32_t> result = Perform(setup_, *packet);
   setup_.metrics->Add(Metric::kSegmentRequests,
                       {OperationName(*packet), result.ok() ? "ok" : "refused"}, 1);
-  return Reply(connection.get(), result);
+  if (!result.ok() || leaving.expired()) return Reply(connection.fd.get(), result);
+  connection.leaving = leaving;
+  connection.leaving_id = *result;
+  return true;
+}
+
+bool SegmentSocket::AnswerLeaving(Connection& connection) {
+  if (!connection.leaving.expired()) return true;
+  return Reply(connection.fd.get(), std::exchange(connection.leaving_id, 0));
 }
 
 }  // namespace fq

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/types/span.h"
+#include "kernels/device.h"
 #include "server/metrics.h"
 #include "server/segments.h"
 #include "server/sessions.h"
@@ -24,6 +25,7 @@ class SegmentSocket {
         0600;  // of the socket; without group or others' write, peers must be of our uid or root
     SessionRegistry* sessions = nullptr;
     Metrics* metrics = nullptr;
+    Device* device = nullptr;  // null: no segments of device memory
   };
 
   // Binds and serves. The path is free (socket_file.h). Unavailable names the path and why.
@@ -31,14 +33,22 @@ class SegmentSocket {
   ~SegmentSocket();  // closes connections and removes the socket
 
  private:
+  struct Connection {
+    OwnedFd fd;
+    // What it asked to unregister and calls still use: answered, and read from, when they end.
+    std::weak_ptr<const DeviceSegment> leaving;
+    uint32_t leaving_id = 0;
+  };
+
   SegmentSocket(const Setup& setup, OwnedFd listener, OwnedFd stop);
   void Serve();
   void Accept();
-  bool Answer(const OwnedFd& connection);
+  bool Answer(Connection& connection);
+  bool AnswerLeaving(Connection& connection);
 
   const Setup setup_;
   const OwnedFd listener_, stop_;
-  std::vector<OwnedFd> connections_;  // of the serving thread
+  std::vector<Connection> connections_;  // of the serving thread
   std::thread thread_;
 };
 

@@ -74,35 +74,67 @@ absl::StatusOr<uint32_t> SegmentTable::Register(const OwnedFd& fd, uint64_t byte
                                                      ", at most ", limits_.max_segment_bytes));
   }
   absl::MutexLock lock(&mutex_);
-  if (closed_) return absl::UnauthenticatedError("session_id: the session has ended");
-  if (segments_.size() >= limits_.max_segments) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "max-segments: the session has ", segments_.size(), ", at most ", limits_.max_segments));
-  }
+  FQ_RETURN_IF_ERROR(CheckRoom());
   FQ_ASSIGN_OR_RETURN(auto segment, Segment::Map(fd, bytes));
   segments_.emplace(++last_id_, std::move(segment));
   return last_id_;
 }
 
+absl::StatusOr<uint32_t> SegmentTable::Register(std::shared_ptr<const DeviceSegment> segment) {
+  absl::MutexLock lock(&mutex_);
+  FQ_RETURN_IF_ERROR(CheckRoom());
+  segments_.emplace(++last_id_, std::move(segment));
+  return last_id_;
+}
+
+absl::Status SegmentTable::CheckRoom() const {
+  if (closed_) return absl::UnauthenticatedError("session_id: the session has ended");
+  if (segments_.size() < limits_.max_segments) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(
+      "max-segments: the session has ", segments_.size(), ", at most ", limits_.max_segments));
+}
+
 absl::Status SegmentTable::Unregister(uint32_t id) {
-  std::shared_ptr<const Segment> segment = Find(id);  // unmapped after the lock
+  const AnySegment segment = FindAny(id);  // unmapped after the lock
   absl::MutexLock lock(&mutex_);
   if (segments_.erase(id) == 1) return absl::OkStatus();
   return absl::NotFoundError(
       absl::StrCat("segment_id = ", id, ": the session has none of that id"));
 }
 
-std::shared_ptr<const Segment> SegmentTable::Find(uint32_t id) const {
+SegmentTable::AnySegment SegmentTable::FindAny(uint32_t id) const {
   absl::MutexLock lock(&mutex_);
   auto it = segments_.find(id);
-  return it == segments_.end() ? nullptr : it->second;
+  return it == segments_.end() ? AnySegment() : it->second;
+}
+
+std::shared_ptr<const Segment> SegmentTable::Find(uint32_t id) const {
+  const AnySegment segment = FindAny(id);
+  const auto* host = std::get_if<std::shared_ptr<const Segment>>(&segment);
+  return host == nullptr ? nullptr : *host;
+}
+
+std::shared_ptr<const DeviceSegment> SegmentTable::FindDevice(uint32_t id) const {
+  const AnySegment segment = FindAny(id);
+  const auto* device = std::get_if<std::shared_ptr<const DeviceSegment>>(&segment);
+  return device == nullptr ? nullptr : *device;
 }
 
 void SegmentTable::Close() {
-  std::map<uint32_t, std::shared_ptr<const Segment>> all;
+  std::map<uint32_t, AnySegment> all;
   absl::MutexLock lock(&mutex_);
   closed_ = true;
   all.swap(segments_);
+}
+
+size_t SegmentTable::device_segments(ShareKind kind) const {
+  absl::MutexLock lock(&mutex_);
+  size_t count = 0;
+  for (const auto& [id, segment] : segments_) {
+    const auto* device = std::get_if<std::shared_ptr<const DeviceSegment>>(&segment);
+    if (device != nullptr && (*device)->share_kind() == kind) ++count;
+  }
+  return count;
 }
 
 size_t SegmentTable::size() const {

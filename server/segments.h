@@ -1,5 +1,6 @@
-// Memory segments that clients of this host share with the node (proto/segment_socket.md). A
-// mapping lives as long as its session's table or a running call holds it. Thread-safe.
+// Memory segments that clients of this host share with the node (proto/segment_socket.md), host
+// memory or a GPU's. A mapping lives as long as its session's table or a running call holds it.
+// Thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -7,11 +8,13 @@
 #include <map>
 #include <memory>
 #include <utility>
+#include <variant>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
+#include "server/device/device_segment.h"
 
 namespace fq {
 
@@ -59,21 +62,30 @@ class SegmentTable {
   // Returns the new id, from 1, never used again. ResourceExhausted names the limit;
   // InvalidArgument as Segment::Map.
   absl::StatusOr<uint32_t> Register(const OwnedFd& fd, uint64_t bytes);
+  absl::StatusOr<uint32_t> Register(std::shared_ptr<const DeviceSegment> segment);
 
   // NotFound when there is none of that id.
   absl::Status Unregister(uint32_t id);
 
-  // Null when there is none of that id.
+  // Null when there is none of that id and kind.
   std::shared_ptr<const Segment> Find(uint32_t id) const;
+  std::shared_ptr<const DeviceSegment> FindDevice(uint32_t id) const;
 
   // Unmaps all and takes no more.
   void Close();
   size_t size() const;
+  size_t device_segments(ShareKind kind) const;
 
  private:
+  using AnySegment =
+      std::variant<std::shared_ptr<const Segment>, std::shared_ptr<const DeviceSegment>>;
+
+  absl::Status CheckRoom() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  AnySegment FindAny(uint32_t id) const;  // null when there is none
+
   const SegmentLimits limits_;
   mutable absl::Mutex mutex_;
-  std::map<uint32_t, std::shared_ptr<const Segment>> segments_ ABSL_GUARDED_BY(mutex_);
+  std::map<uint32_t, AnySegment> segments_ ABSL_GUARDED_BY(mutex_);
   uint32_t last_id_ ABSL_GUARDED_BY(mutex_) = 0;
   bool closed_ ABSL_GUARDED_BY(mutex_) = false;
 };

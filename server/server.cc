@@ -30,9 +30,10 @@ absl::Status Server::StartListeners() {
   if (!options.socket.empty()) {
     FQ_RETURN_IF_ERROR(PrepareSocketPath(options.socket));
     FQ_RETURN_IF_ERROR(PrepareSocketPath(segment_path));
-    FQ_ASSIGN_OR_RETURN(segment_socket_,
-                        SegmentSocket::Start({segment_path, SocketModeBits(options),
-                                              &node_->sessions(), &node_->metrics()}));
+    FQ_ASSIGN_OR_RETURN(
+        segment_socket_,
+        SegmentSocket::Start({segment_path, SocketModeBits(options), &node_->sessions(),
+                              &node_->metrics(), node_->device()}));
   }
   FQ_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(node_.get()));
   return absl::OkStatus();

@@ -28,10 +28,12 @@ INCLUDES = {
     "kernels/cpu": {"kernels", "kernels/base", "kernels/codec", "kernels/memory"},
     "kernels/cuda": {"kernels", "kernels/base", "kernels/codec", "kernels/memory"},
     "server/store": {"kernels/base", "kernels/memory"},
+    "server/device": {"kernels", "kernels/base", "kernels/memory"},
     "server/peers": {"server/store", "kernels/base", "kernels/memory", "proto"},
     "server/connections": {"server", "kernels/base"},
     "server/rpc": {"server", "server/connections", "kernels", "kernels/base", "proto"},
-    "server": {"server/store", "server/peers", "kernels", "kernels/base", "kernels/memory"},
+    "server": {"server/store", "server/device", "server/peers", "kernels", "kernels/base",
+               "kernels/memory"},
     "client/cpp": {"proto", "kernels", "kernels/base", "kernels/codec"},
     "client/cli": {"client/cpp", "kernels/base"},
     "tests": None,
@@ -40,6 +42,7 @@ INCLUDES = {
 ASSEMBLY = {
     "server/server.h": {"server/rpc"},
     "server/server.cc": {"server/rpc"},
+    "server/node.cc": {"kernels/cuda"},
     "flashquant/cli.py": {"flashquant/calibrate", "flashquant/evaluate"},
 }
 

@@ -50,9 +50,9 @@ void FillQuality(const NamespaceView& view, wire::NamespaceInfo& info) {
   }
 }
 
-std::vector<SlabKey> KeysOf(Store& store, const SlabSpace& space) {
+std::vector<SlabKey> KeysOf(const Tiers& tiers, const SlabSpace& space) {
   std::vector<SlabKey> keys;
-  store.ForEachKey(space.scope, [&](const SlabKey& key) { keys.push_back(key); });
+  tiers.ForEachKey(space.scope, [&](const SlabKey& key) { keys.push_back(key); });
   return keys;
 }
 
@@ -155,9 +155,9 @@ absl::Status AdminService::FillInfo(const CallContext& call, const NamespaceView
   info.set_fingerprint(std::string(fingerprint.begin(), fingerprint.end()));
   if (view.codec_set != nullptr) FillQuality(view, info);
   for (const auto& space : view.spaces) {
-    for (const SlabKey& key : KeysOf(node_->store(), *space)) {
+    for (const SlabKey& key : KeysOf(node_->tiers(), *space)) {
       FQ_RETURN_IF_ERROR(call.Check());
-      Pin pin = node_->store().Peek(key);
+      Pin pin = node_->tiers().Peek(key);
       if (!pin) continue;
       info.set_blocks(info.blocks() + 1);
       info.set_stored_bytes(info.stored_bytes() + pin.stored_bytes());
@@ -170,9 +170,9 @@ absl::Status AdminService::FillInfo(const CallContext& call, const NamespaceView
 
 absl::Status AdminService::VerifySpace(const CallContext& call, const SlabSpace& space,
                                        wire::VerifyResponse& response) const {
-  for (const SlabKey& key : KeysOf(node_->store(), space)) {
+  for (const SlabKey& key : KeysOf(node_->tiers(), space)) {
     FQ_RETURN_IF_ERROR(call.Check());
-    Pin pin = node_->store().Peek(key);
+    Pin pin = node_->tiers().Peek(key);
     if (!pin) continue;
     response.set_blocks(response.blocks() + 1);
     response.set_bytes(response.bytes() + pin.primary().size() + pin.refinement().size());
@@ -185,11 +185,11 @@ absl::Status AdminService::VerifySpace(const CallContext& call, const SlabSpace&
 absl::Status AdminService::PurgeSpace(const CallContext& call, const SlabSpace& space,
                                       wire::PurgeResponse& response) const {
   const absl::flat_hash_set<SlabKey> leased = LeasedKeys(node_->sessions(), space);
-  for (const SlabKey& key : KeysOf(node_->store(), space)) {
+  for (const SlabKey& key : KeysOf(node_->tiers(), space)) {
     FQ_RETURN_IF_ERROR(call.Check());
     if (leased.contains(key)) continue;
-    Pin pin = node_->store().Peek(key);
-    if (!pin || !node_->store().Erase(key)) continue;
+    Pin pin = node_->tiers().Peek(key);
+    if (!pin || !node_->tiers().Erase(key)) continue;
     response.set_blocks(response.blocks() + 1);
     response.set_bytes(response.bytes() + pin.stored_bytes());
   }

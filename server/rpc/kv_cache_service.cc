@@ -23,10 +23,47 @@ constexpr Method kLoad = {"Load", Method::Place::kWorker, Method::Deadline::kCap
 constexpr Method kAttend = {"Attend", Method::Place::kWorker, Method::Deadline::kCapped};
 constexpr Method kRelease = {"Release", Method::Place::kHere, Method::Deadline::kCapped};
 
-absl::StatusOr<std::shared_ptr<const Segment>> FindSegment(const Session& session, uint32_t id) {
-  std::shared_ptr<const Segment> segment = session.segments.Find(id);
-  if (segment != nullptr) return segment;
+// A segment of the session: one of the two. Keeps the mapping for the call.
+struct FoundSegment {
+  std::shared_ptr<const Segment> host;
+  std::shared_ptr<const DeviceSegment> device;
+};
+
+absl::StatusOr<FoundSegment> FindSegment(const Session& session, uint32_t id) {
+  FoundSegment found{session.segments.Find(id), session.segments.FindDevice(id)};
+  if (found.host != nullptr || found.device != nullptr) return found;
   return BadField("pages.segment_id", id, "the session has no segment of that id");
+}
+
+// The pages of a message that lie in a segment, checked.
+absl::StatusOr<CallerPages> PagesInSegment(const Session& session, const FoundSegment& segment,
+                                           const wire::Pages& message, size_t blocks) {
+  const SlabShape& shape = session.space->shape();
+  CallerPages pages;
+  pages.session = &session;
+  if (segment.device != nullptr) {
+    FQ_RETURN_IF_ERROR(CheckDevicePages(message, blocks, shape, segment.device->layer_bytes()));
+    pages.device = segment.device.get();
+  } else {
+    FQ_RETURN_IF_ERROR(CheckPages(message, blocks, shape, segment.host->memory().size()));
+    pages.memory = segment.host->memory();
+  }
+  pages.pages = ToPages(message);
+  return pages;
+}
+
+// The same for pages that came with the message. They are only read.
+absl::StatusOr<CallerPages> PagesInPayload(const Session& session,
+                                           const wire::StoreRequest& request, size_t blocks) {
+  const std::string& payload = request.payload();
+  FQ_RETURN_IF_ERROR(CheckPages(request.pages(), blocks, session.space->shape(), payload.size()));
+  CallerPages pages;
+  pages.session = &session;
+  pages.in_message = true;
+  pages.memory = absl::MakeSpan(reinterpret_cast<std::byte*>(const_cast<char*>(payload.data())),
+                                payload.size());
+  pages.pages = ToPages(request.pages());
+  return pages;
 }
 
 absl::StatusOr<std::shared_ptr<const Lease>> FindLease(Session& session, const std::string& id) {
@@ -144,17 +181,17 @@ absl::Status KvCacheService::DoStore(const CallContext& call, fq::Session& sessi
                                      const wire::StoreRequest& request,
                                      wire::StoreResponse& response) const {
   FQ_RETURN_IF_ERROR(node_->CheckAccepting());
-  std::shared_ptr<const Segment> segment;  // keeps the mapping for the call
-  absl::Span<const std::byte> memory(reinterpret_cast<const std::byte*>(request.payload().data()),
-                                     request.payload().size());
-  if (request.pages().segment_id() != 0) {
-    FQ_ASSIGN_OR_RETURN(segment, FindSegment(session, request.pages().segment_id()));
-    memory = segment->memory();
+  FQ_RETURN_IF_ERROR(CheckStore(request, limits_));
+  StoreCall store = ToStoreCall(request);
+  const wire::Pages& pages = request.pages();
+  FoundSegment segment;
+  if (pages.segment_id() != 0) {
+    FQ_ASSIGN_OR_RETURN(segment, FindSegment(session, pages.segment_id()));
+    FQ_ASSIGN_OR_RETURN(store.source, PagesInSegment(session, segment, pages, store.keys.size()));
+  } else {
+    FQ_ASSIGN_OR_RETURN(store.source, PagesInPayload(session, request, store.keys.size()));
   }
-  const SlabSpace& space = *session.space;
-  FQ_RETURN_IF_ERROR(CheckStore(request, space.shape(), memory.size(), limits_));
-  FQ_ASSIGN_OR_RETURN(auto outcomes,
-                      node_->page_path().StoreBlocks(call, space, ToStoreCall(request, memory)));
+  FQ_ASSIGN_OR_RETURN(auto outcomes, node_->page_path().StoreBlocks(call, *session.space, store));
   FillStatuses(outcomes, response);
   return absl::OkStatus();
 }
@@ -185,12 +222,10 @@ absl::Status KvCacheService::DoLoad(const CallContext& call, fq::Session& sessio
 absl::Status KvCacheService::LoadIntoSegment(const CallContext& call, fq::Session& session,
                                              const LeasedBlocks& blocks, const wire::Pages& pages,
                                              grpc::ByteBuffer& response) const {
-  const SlabSpace& space = *session.space;
-  FQ_ASSIGN_OR_RETURN(auto segment, FindSegment(session, pages.segment_id()));
-  FQ_RETURN_IF_ERROR(
-      CheckPages(pages, blocks.block_count, space.shape(), segment->memory().size()));
-  FQ_ASSIGN_OR_RETURN(auto outcomes, node_->page_path().Load(call, space, blocks, ToPages(pages),
-                                                             segment->memory()));
+  FQ_ASSIGN_OR_RETURN(const FoundSegment segment, FindSegment(session, pages.segment_id()));
+  FQ_ASSIGN_OR_RETURN(const CallerPages target,
+                      PagesInSegment(session, segment, pages, blocks.block_count));
+  FQ_ASSIGN_OR_RETURN(auto outcomes, node_->page_path().Load(call, *session.space, blocks, target));
   wire::LoadResponse head;
   FillStatuses(outcomes, head);
   response = JoinLoadReply(head, std::string());

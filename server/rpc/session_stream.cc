@@ -59,6 +59,11 @@ void SessionStream::FillResponse(const std::string& tenant, bool local) {
       std::string(space.fingerprint.begin(), space.fingerprint.end()));
   response_.set_tenant(tenant);
   if (local) response_.set_segment_socket(SegmentSocketPath(options.socket));
+  if (local && node_->tiers().has_device()) {
+    const DeviceInfo& device = node_->device()->info();
+    response_.mutable_device()->set_uuid(std::string(device.uuid.begin(), device.uuid.end()));
+    response_.mutable_device()->set_name(device.name);
+  }
   response_.set_max_blocks_per_call(options.max_blocks_per_call);
   response_.set_max_inline_bytes(options.max_inline_bytes);
   response_.set_lease_ms(options.lease_ms);

@@ -71,14 +71,12 @@ Profile ToFloor(wire::Profile min_profile) {
                                                   : static_cast<Profile>(min_profile);
 }
 
-StoreCall ToStoreCall(const wire::StoreRequest& request, absl::Span<const std::byte> memory) {
+StoreCall ToStoreCall(const wire::StoreRequest& request) {
   StoreCall call;
   call.profile = static_cast<Profile>(request.profile());
   call.first_block_index = request.first_block_index();
   call.keys = ToKeys(request.keys());
   call.preceding_keys = ToKeys(request.preceding_keys());
-  call.pages = ToPages(request.pages());
-  call.memory = memory;
   return call;
 }
 

@@ -20,6 +20,7 @@ PageLayout ToLayout(const wire::PageLayout& message);
 PagesAt ToPages(const wire::Pages& message);
 std::vector<BlockKey> ToKeys(absl::string_view bytes);
 Profile ToFloor(wire::Profile min_profile);
-StoreCall ToStoreCall(const wire::StoreRequest& request, absl::Span<const std::byte> memory);
+// Without the pages, whose memory the caller finds.
+StoreCall ToStoreCall(const wire::StoreRequest& request);
 
 }  // namespace fq

@@ -1,29 +1,35 @@
 #include "server/rpc/validate_blocks.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/base/status_macros.h"
+#include "kernels/device.h"
 #include "server/page_layout.h"
 #include "server/rpc/to_calls.h"
 
 namespace fq {
 namespace {
 
-absl::Status CheckStride(absl::string_view field, uint64_t bytes, uint64_t element, bool steps) {
+// Chunks are numbered in 31 bits there.
+constexpr uint64_t kMaxDeviceBytes = kChunkUnitBytes << 31;
+
+absl::Status CheckStride(absl::string_view field, uint64_t bytes, uint64_t unit, bool steps) {
   const std::string name = absl::StrCat("pages.layout.", field);
-  if (bytes % element != 0) {
-    return BadField(name, bytes,
-                    absl::StrCat("must be a multiple of the element's ", element, " bytes"));
+  if (bytes % unit != 0) {
+    return BadField(name, bytes, absl::StrCat("must be a multiple of ", unit, " bytes"));
   }
   if (steps && bytes == 0) return BadField(name, bytes, "must not be 0: elements would coincide");
   return absl::OkStatus();
 }
 
-absl::Status CheckLayout(const wire::PageLayout& l, const SlabShape& shape) {
+// Layers of a segment of device memory have offsets of their own instead of a stride.
+absl::Status CheckLayout(const wire::PageLayout& l, const SlabShape& shape, bool on_device) {
   const uint64_t element = static_cast<uint64_t>(ElementBytes(shape.dtype));
   FQ_RETURN_IF_ERROR(
       CheckOneOf("pages.layout.tokens_per_chunk", l.tokens_per_chunk(), {8, 16, 32, 64, 128, 256}));
-  FQ_RETURN_IF_ERROR(CheckStride("layer_stride", l.layer_stride(), element, shape.layers() > 1));
+  FQ_RETURN_IF_ERROR(
+      CheckStride("layer_stride", l.layer_stride(), element, shape.layers() > 1 && !on_device));
   FQ_RETURN_IF_ERROR(CheckStride("head_stride", l.head_stride(), element, shape.heads() > 1));
   FQ_RETURN_IF_ERROR(CheckStride("k_offset", l.k_offset(), element, false));
   FQ_RETURN_IF_ERROR(CheckStride("k_token_stride", l.k_token_stride(), element, true));
@@ -33,17 +39,35 @@ absl::Status CheckLayout(const wire::PageLayout& l, const SlabShape& shape) {
   return CheckStride("v_channel_stride", l.v_channel_stride(), element, true);
 }
 
+// What the GPU's kernels need beside CheckLayout: rows of whole 16-byte words, K and V alike.
+absl::Status CheckDeviceLayout(const wire::PageLayout& l, const SlabShape& shape) {
+  constexpr uint64_t kRowAlignment = 16;
+  const uint64_t element = static_cast<uint64_t>(ElementBytes(shape.dtype));
+  auto check = [](absl::string_view field, uint64_t bytes, uint64_t expected) -> absl::Status {
+    if (bytes == expected) return absl::OkStatus();
+    return BadField(absl::StrCat("pages.layout.", field), bytes,
+                    absl::StrCat("must be ", expected, " in device memory"));
+  };
+  FQ_RETURN_IF_ERROR(check("layer_stride", l.layer_stride(), 0));
+  FQ_RETURN_IF_ERROR(check("v_token_stride", l.v_token_stride(), l.k_token_stride()));
+  FQ_RETURN_IF_ERROR(check("k_channel_stride", l.k_channel_stride(), element));
+  FQ_RETURN_IF_ERROR(check("v_channel_stride", l.v_channel_stride(), element));
+  FQ_RETURN_IF_ERROR(CheckStride("head_stride", l.head_stride(), kRowAlignment, false));
+  FQ_RETURN_IF_ERROR(CheckStride("k_offset", l.k_offset(), kRowAlignment, false));
+  FQ_RETURN_IF_ERROR(CheckStride("k_token_stride", l.k_token_stride(), kRowAlignment, true));
+  return CheckStride("v_offset", l.v_offset(), kRowAlignment, false);
+}
+
 struct ChunkBounds {
   uint64_t chunk_bytes = 0;
   uint64_t memory_bytes = 0;
-  uint64_t element_bytes = 0;
+  uint64_t unit_bytes = 0;  // of offsets
 };
 
 absl::Status CheckChunk(absl::string_view field, uint64_t offset, const ChunkBounds& bounds) {
-  if (offset % bounds.element_bytes != 0) {
-    return BadField(
-        field, offset,
-        absl::StrCat("must be a multiple of the element's ", bounds.element_bytes, " bytes"));
+  if (offset % bounds.unit_bytes != 0) {
+    return BadField(field, offset,
+                    absl::StrCat("must be a multiple of ", bounds.unit_bytes, " bytes"));
   }
   if (bounds.chunk_bytes <= bounds.memory_bytes &&
       offset <= bounds.memory_bytes - bounds.chunk_bytes) {
@@ -69,6 +93,21 @@ absl::Status CheckPlace(absl::string_view name, const wire::BlockPlace& place,
   for (int i = 0; i < chunks; ++i) {
     FQ_RETURN_IF_ERROR(
         CheckChunk(absl::StrCat(name, ".chunk_offsets[", i, "]"), place.chunk_offsets(i), bounds));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckPlaces(const wire::Pages& pages, size_t blocks, const SlabShape& shape,
+                         ChunkBounds bounds) {
+  if (static_cast<size_t>(pages.places_size()) != blocks) {
+    return absl::InvalidArgumentError(absl::StrCat("pages.places has ", pages.places_size(),
+                                                   ": must have one for each of ", blocks,
+                                                   " blocks"));
+  }
+  FQ_ASSIGN_OR_RETURN(bounds.chunk_bytes, ChunkBytes(ToLayout(pages.layout()), shape));
+  for (int i = 0; i < pages.places_size(); ++i) {
+    FQ_RETURN_IF_ERROR(CheckPlace(absl::StrCat("pages.places[", i, "]"), pages.places(i),
+                                  pages.layout().tokens_per_chunk(), bounds));
   }
   return absl::OkStatus();
 }
@@ -127,25 +166,21 @@ absl::Status CheckInlineLoad(const wire::LoadRequest& request, const SlabShape& 
 absl::Status CheckPages(const wire::Pages& pages, size_t blocks, const SlabShape& shape,
                         uint64_t memory_bytes) {
   if (!pages.has_layout()) return absl::InvalidArgumentError("pages.layout: required");
-  FQ_RETURN_IF_ERROR(CheckLayout(pages.layout(), shape));
-  if (static_cast<size_t>(pages.places_size()) != blocks) {
-    return absl::InvalidArgumentError(absl::StrCat("pages.places has ", pages.places_size(),
-                                                   ": must have one for each of ", blocks,
-                                                   " blocks"));
-  }
-  ChunkBounds bounds;
-  bounds.memory_bytes = memory_bytes;
-  bounds.element_bytes = static_cast<uint64_t>(ElementBytes(shape.dtype));
-  FQ_ASSIGN_OR_RETURN(bounds.chunk_bytes, ChunkBytes(ToLayout(pages.layout()), shape));
-  for (int i = 0; i < pages.places_size(); ++i) {
-    FQ_RETURN_IF_ERROR(CheckPlace(absl::StrCat("pages.places[", i, "]"), pages.places(i),
-                                  pages.layout().tokens_per_chunk(), bounds));
-  }
-  return absl::OkStatus();
+  FQ_RETURN_IF_ERROR(CheckLayout(pages.layout(), shape, /*on_device=*/false));
+  return CheckPlaces(pages, blocks, shape,
+                     {0, memory_bytes, static_cast<uint64_t>(ElementBytes(shape.dtype))});
 }
 
-absl::Status CheckStore(const wire::StoreRequest& request, const SlabShape& shape,
-                        uint64_t memory_bytes, const RequestLimits& limits) {
+absl::Status CheckDevicePages(const wire::Pages& pages, size_t blocks, const SlabShape& shape,
+                              uint64_t layer_bytes) {
+  if (!pages.has_layout()) return absl::InvalidArgumentError("pages.layout: required");
+  FQ_RETURN_IF_ERROR(CheckLayout(pages.layout(), shape, /*on_device=*/true));
+  FQ_RETURN_IF_ERROR(CheckDeviceLayout(pages.layout(), shape));
+  return CheckPlaces(pages, blocks, shape,
+                     {0, std::min(layer_bytes, kMaxDeviceBytes), kChunkUnitBytes});
+}
+
+absl::Status CheckStore(const wire::StoreRequest& request, const RequestLimits& limits) {
   FQ_RETURN_IF_ERROR(CheckStoreProfile(request.profile()));
   FQ_RETURN_IF_ERROR(CheckKeys(request.keys(), limits));
   const size_t blocks = request.keys().size() / kKeyBytes;
@@ -153,8 +188,7 @@ absl::Status CheckStore(const wire::StoreRequest& request, const SlabShape& shap
                                 UINT32_MAX - static_cast<uint32_t>(blocks)));
   FQ_RETURN_IF_ERROR(CheckPrecedingKeys(request));
   if (!request.has_pages()) return absl::InvalidArgumentError("pages: required");
-  FQ_RETURN_IF_ERROR(CheckPayload(request, limits));
-  return CheckPages(request.pages(), blocks, shape, memory_bytes);
+  return CheckPayload(request, limits);
 }
 
 absl::Status CheckLookup(const wire::LookupRequest& request, const RequestLimits& limits) {

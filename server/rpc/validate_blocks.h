@@ -16,8 +16,12 @@ namespace fq {
 absl::Status CheckPages(const wire::Pages& pages, size_t blocks, const SlabShape& shape,
                         uint64_t memory_bytes);
 
-absl::Status CheckStore(const wire::StoreRequest& request, const SlabShape& shape,
-                        uint64_t memory_bytes, const RequestLimits& limits);
+// The same for a segment of device memory; `layer_bytes` is what every layer has behind its offset.
+absl::Status CheckDevicePages(const wire::Pages& pages, size_t blocks, const SlabShape& shape,
+                              uint64_t layer_bytes);
+
+// Everything but the pages, which are checked once their segment is known.
+absl::Status CheckStore(const wire::StoreRequest& request, const RequestLimits& limits);
 absl::Status CheckLookup(const wire::LookupRequest& request, const RequestLimits& limits);
 // `leased_blocks` is the length of the lease. Pages are checked by CheckPages once their segment is
 // known.

@@ -69,10 +69,12 @@ void CheckStore(const uint8_t* data, int size, const fq::SlabShape& shape) {
   if (!request.ParseFromArray(data, size)) return;
   const uint64_t memory =
       request.pages().segment_id() != 0 ? kSegmentBytes : request.payload().size();
-  if (!fq::CheckStore(request, shape, memory, {}).ok()) return;
+  if (!fq::CheckStore(request, {}).ok()) return;
+  const size_t keys = fq::ToKeys(request.keys()).size();
+  if (!fq::CheckPages(request.pages(), keys, shape, memory).ok()) return;
   RequireInside(request.pages(), shape, memory);
-  Require(static_cast<size_t>(request.pages().places_size()) == fq::ToKeys(request.keys()).size());
-  fq::ToStoreCall(request, {});
+  Require(static_cast<size_t>(request.pages().places_size()) == keys);
+  fq::ToStoreCall(request);
 }
 
 void CheckLoad(const uint8_t* data, int size, const fq::SlabShape& shape) {

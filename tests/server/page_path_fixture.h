@@ -24,14 +24,18 @@ class PagePathTest : public testing::Test {
   PagePathTest()
       : set_(MeasuredSet()),
         registry_({4, 4}, {set_}, ScalarBackend()),
-        store_(*Store::Create({8 << 20, 1})) {
+        tiers_(MakeTiers(8 << 20)) {
+    space_ = *registry_.Open("t", "n", DescriptorOfSet(), {0, kTestLayers, 0, kTestHeads});
+  }
+
+  Descriptor DescriptorOfSet() const {
     Descriptor d;
     d.model = "m";
     d.layers = kTestLayers;
     d.kv_heads = kTestHeads;
     d.head_size = kTestHeadSize;
     d.codec_set_id = std::string(set_->id().begin(), set_->id().end());
-    space_ = *registry_.Open("t", "n", d, {0, kTestLayers, 0, kTestHeads});
+    return d;
   }
 
   // One for all tests: measuring takes half a second.
@@ -39,6 +43,18 @@ class PagePathTest : public testing::Test {
     static const auto* const set = new std::shared_ptr<const CodecSet>(
         *CodecSet::Parse(BuildMeasuredCodecSet(kTestLayers, kTestHeads, kTestHeadSize, 1)));
     return *set;
+  }
+
+  // Host memory alone; one shard, so that its order of eviction is exact.
+  static std::unique_ptr<Tiers> MakeTiers(uint64_t host_bytes) {
+    TiersOptions options;
+    options.host.capacity_bytes = host_bytes;
+    options.host.shards = 1;
+    return *Tiers::Create(std::move(options));
+  }
+
+  static absl::Span<std::byte> Bytes(std::string& text) {
+    return absl::MakeSpan(reinterpret_cast<std::byte*>(text.data()), text.size());
   }
 
   static BlockKey Key(uint8_t name) {
@@ -54,16 +70,15 @@ class PagePathTest : public testing::Test {
     StoreCall call;
     call.profile = profile;
     call.first_block_index = first;
-    call.pages.layout = DenseLayout(space_->shape());
+    call.source.pages.layout = DenseLayout(space_->shape());
     for (uint8_t i = 0; i < count; ++i) {
       call.keys.push_back(Key(static_cast<uint8_t>(first + i)));
-      call.pages.places.push_back({{i * kTestBlockBytes}, 0});
+      call.source.pages.places.push_back({{i * kTestBlockBytes}, 0});
     }
     for (int i = std::max(0, first - 2); i < first; ++i) {
       call.preceding_keys.push_back(Key(static_cast<uint8_t>(i)));
     }
-    call.memory =
-        absl::MakeConstSpan(reinterpret_cast<const std::byte*>(memory_.data()), memory_.size());
+    call.source.memory = Bytes(memory_);
     return call;
   }
 
@@ -77,7 +92,7 @@ class PagePathTest : public testing::Test {
   std::string Held(uint8_t count) {
     std::string held;
     for (uint8_t i = 0; i < count; ++i) {
-      const Pin pin = store_->Find(Slab(i));
+      const Pin pin = tiers_->Find(Slab(i));
       held += !pin ? '-' : "erbu"[static_cast<int>(DeliveredProfile(pin)) - 1];
     }
     return held;
@@ -98,7 +113,7 @@ class PagePathTest : public testing::Test {
 
   std::shared_ptr<const CodecSet> set_;
   NamespaceRegistry registry_;
-  std::unique_ptr<Store> store_;
+  std::unique_ptr<Tiers> tiers_;
   WorkerPool workers_{2, 64};
   Metrics metrics_;
   std::ostringstream log_text_;
@@ -107,7 +122,7 @@ class PagePathTest : public testing::Test {
   FakeClock clock_;
   QualityWatch watch_{
       {/*sample_every=*/1, /*drift_ratio=*/1.5}, &metrics_, &log_, [this] { return clock_.Now(); }};
-  PagePath path_{store_.get(), &workers_, &metrics_, &watch_};
+  PagePath path_{tiers_.get(), nullptr, &workers_, &metrics_, &watch_};
   std::shared_ptr<const SlabSpace> space_;
   std::string memory_;
 };

@@ -63,9 +63,9 @@ TEST_F(PagePathLoadTest, Lookup_MatchesTheLongestPrefix) {
   found = Find(4);
   EXPECT_EQ(found.pins.size(), 4u);
   EXPECT_EQ(found.usable_blocks, 2u);
-  store_->Erase(Slab(2));
+  tiers_->Erase(Slab(2));
   EXPECT_EQ(Find(8).pins.size(), 2u);
-  store_->Erase(Slab(0));
+  tiers_->Erase(Slab(0));
   EXPECT_EQ(Find(8).pins.size(), 0u);
 }
 
@@ -98,10 +98,10 @@ TEST_F(PagePathLoadTest, LossyProfiles_ComeBackWithinTheirError) {
   StoreBatch(Profile::kNearLossless, 0, 3);
   const double near_lossless = RelativeError(memory_, LoadAll(Leased(3)).payload);
   EXPECT_LT(near_lossless, 0.3);  // random transforms are worse than calibrated ones
-  for (uint8_t i = 0; i < 3; ++i) store_->Erase(Slab(i));
+  for (uint8_t i = 0; i < 3; ++i) tiers_->Erase(Slab(i));
   StoreBatch(Profile::kUniversal, 0, 3);
   EXPECT_LT(RelativeError(memory_, LoadAll(Leased(3)).payload), 0.2);
-  for (uint8_t i = 0; i < 3; ++i) store_->Erase(Slab(i));
+  for (uint8_t i = 0; i < 3; ++i) tiers_->Erase(Slab(i));
   StoreBatch(Profile::kCompact, 0, 8);
   const InlineBlocks compact = LoadAll(Leased(6));
   EXPECT_LT(RelativeError(memory_.substr(0, compact.payload.size()), compact.payload), 0.9);
@@ -114,11 +114,11 @@ TEST_F(PagePathLoadTest, DamagedBlock_IsAMissDroppedCountedAndItsPlaceUntouched)
   const LeasedBlocks blocks = Leased(3);
   Damage(lease_.pins[1]);
   std::string poisoned(memory_.size(), '\xA5');
-  PagesAt pages{DenseLayout(space_->shape()), {}};
-  for (size_t i = 0; i < 3; ++i) pages.places.push_back({{i * kTestBlockBytes}, 0});
-  const auto outcomes =
-      path_.Load({}, *space_, blocks, pages,
-                 absl::MakeSpan(reinterpret_cast<std::byte*>(poisoned.data()), poisoned.size()));
+  CallerPages target;
+  target.pages.layout = DenseLayout(space_->shape());
+  for (size_t i = 0; i < 3; ++i) target.pages.places.push_back({{i * kTestBlockBytes}, 0});
+  target.memory = Bytes(poisoned);
+  const auto outcomes = path_.Load({}, *space_, blocks, target);
   EXPECT_EQ(*outcomes, (std::vector<BlockOutcome>{kOk, kMiss, kOk}));
   EXPECT_EQ(poisoned.substr(kTestBlockBytes, kTestBlockBytes),
             std::string(kTestBlockBytes, '\xA5'));

@@ -52,32 +52,32 @@ TEST_F(PagePathStoreTest, StoredTwice_ExistsAndIsLeftAsItIs) {
 
 // "Exists" means "there already, or another writer is at it" (kv_cache.proto), never "no room".
 TEST_F(PagePathStoreTest, AnotherWriterIsAtIt_Exists) {
-  auto filling = store_->Reserve(Slab(1), {}, 64, 0);
+  auto filling = tiers_->Reserve(Tier::kHost, Slab(1), {}, 64, 0);
   ASSERT_TRUE(filling.ok());
   EXPECT_EQ(StoreBatch(Profile::kExact, 0, 3), (Outcomes{kOk, kExists, kOk}));
   EXPECT_EQ(Held(3), "e-e");
 }
 
 TEST_F(PagePathStoreTest, BatchLargerThanTheStore_KeepsItsFrontAndSaysFull) {
-  store_ = *Store::Create({256 << 10, 1});  // three exact blocks
-  PagePath path(store_.get(), &workers_, &metrics_, &watch_);
+  tiers_ = MakeTiers(256 << 10);  // three exact blocks
+  PagePath path(tiers_.get(), nullptr, &workers_, &metrics_, &watch_);
   const auto outcomes = path.StoreBlocks({}, *space_, Batch(Profile::kExact, 0, 8));
   ASSERT_TRUE(outcomes.ok());
   EXPECT_EQ(std::count(outcomes->begin(), outcomes->end(), kOk), 3);
   EXPECT_EQ(std::count(outcomes->begin(), outcomes->end(), kFull), 5);
   for (uint8_t i = 0; i < 8; ++i) {
-    EXPECT_EQ(static_cast<bool>(store_->Find(Slab(i))), (*outcomes)[i] == kOk);
+    EXPECT_EQ(static_cast<bool>(tiers_->Find(Slab(i))), (*outcomes)[i] == kOk);
   }
-  EXPECT_EQ(store_->Stats().pinned_slabs, 0u);
+  EXPECT_EQ(tiers_->Stats().host.pinned_slabs, 0u);
 }
 
 TEST_F(PagePathStoreTest, RoomIsNeeded_ChainsLoseTheirEndFirst) {
-  store_ = *Store::Create({256 << 10, 1});
-  PagePath path(store_.get(), &workers_, &metrics_, &watch_);
+  tiers_ = MakeTiers(256 << 10);
+  PagePath path(tiers_.get(), nullptr, &workers_, &metrics_, &watch_);
   ASSERT_TRUE(path.StoreBlocks({}, *space_, Batch(Profile::kExact, 0, 3)).ok());
   ASSERT_TRUE(path.StoreBlocks({}, *space_, Batch(Profile::kExact, 9, 1)).ok());
-  EXPECT_TRUE(store_->Find(Slab(0)));
-  EXPECT_FALSE(store_->Find(Slab(2)));
+  EXPECT_TRUE(tiers_->Find(Slab(0)));
+  EXPECT_FALSE(tiers_->Find(Slab(2)));
 }
 
 TEST_F(PagePathStoreTest, NoCodecSet_LossyProfilesAreRefused) {
@@ -91,7 +91,7 @@ TEST_F(PagePathStoreTest, NoCodecSet_LossyProfilesAreRefused) {
     const auto outcomes = path_.StoreBlocks({}, *space_, Batch(profile, 0, 1));
     EXPECT_EQ(outcomes.status().code(), absl::StatusCode::kFailedPrecondition) << outcomes.status();
   }
-  EXPECT_EQ(store_->Stats().slabs + store_->Stats().reserved_slabs, 0u);
+  EXPECT_EQ(tiers_->Stats().host.slabs + tiers_->Stats().host.reserved_slabs, 0u);
 }
 
 TEST_F(PagePathStoreTest, DeadlinePassedOrCancelled_StopsAndLeavesNoReservation) {
@@ -103,11 +103,11 @@ TEST_F(PagePathStoreTest, DeadlinePassedOrCancelled_StopsAndLeavesNoReservation)
   int asked = 0;
   cancelled.cancelled = [&] { return ++asked > 2; };
   WorkerPool one(1, 1);
-  PagePath path(store_.get(), &one, &metrics_, &watch_);
+  PagePath path(tiers_.get(), nullptr, &one, &metrics_, &watch_);
   EXPECT_EQ(path.StoreBlocks(cancelled, *space_, Batch(Profile::kExact, 0, 4)).status().code(),
             absl::StatusCode::kCancelled);
   EXPECT_EQ(Held(4), "ee--");
-  EXPECT_EQ(store_->Stats().reserved_slabs, 0u);
+  EXPECT_EQ(tiers_->Stats().host.reserved_slabs, 0u);
 }
 
 TEST_F(PagePathStoreTest, Stored_MeasuresARate) {

@@ -26,8 +26,7 @@ class QualityWatchTest : public PagePathTest {
       bits = FloatToBFloat16(BFloat16ToFloat(bits) * factor);
       std::memcpy(&memory_[i], &bits, 2);
     }
-    call.memory =
-        absl::MakeConstSpan(reinterpret_cast<const std::byte*>(memory_.data()), memory_.size());
+    call.source.memory = Bytes(memory_);
     EXPECT_EQ(path_.StoreBlocks({}, *space_, call).value(), std::vector<BlockOutcome>{kOk});
   }
 

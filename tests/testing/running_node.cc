@@ -26,12 +26,14 @@ Options TestOptions(const TempFolder& folder) {
   options.socket = folder.path() + "/fq.sock";
   options.metrics_listen = "";
   options.host_bytes = 64 << 20;
+  options.device_bytes = 64 << 20;
   options.workers = 2;
   options.drain_ms = 2000;
   return options;
 }
 
-RunningNode::RunningNode(const std::function<void(Options&)>& change) {
+RunningNode::RunningNode(const std::function<void(Options&)>& change,
+                         std::unique_ptr<Device> device) {
   options_ = TestOptions(folder_);
   change(options_);
   log_ = std::make_unique<Log>(std::make_shared<spdlog::sinks::null_sink_mt>(), LogLevel::kDebug,
@@ -41,6 +43,7 @@ RunningNode::RunningNode(const std::function<void(Options&)>& change) {
   parts.clock = [this] { return clock_.Now(); };
   parts.codec_sets = {codec_set_};
   parts.log = log_.get();
+  parts.device = std::move(device);
   auto server = Server::Start(options_, std::move(parts));
   EXPECT_TRUE(server.ok()) << server.status();
   server_ = *std::move(server);

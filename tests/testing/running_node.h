@@ -45,7 +45,9 @@ Options TestOptions(const TempFolder& folder);
 class RunningNode {
  public:
   // Starts with TestOptions changed by `change`.
-  explicit RunningNode(const std::function<void(Options&)>& change = [](Options&) {});
+  explicit RunningNode(
+      const std::function<void(Options&)>& change = [](Options&) {},
+      std::unique_ptr<Device> device = nullptr);
   ~RunningNode();
 
   Server& server() { return *server_; }

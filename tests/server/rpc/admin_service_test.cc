@@ -98,13 +98,13 @@ TEST_F(AdminServiceTest, UnknownOrBadName_IsSaid) {
   EXPECT_EQ(Purge("none", purged).error_code(), grpc::StatusCode::NOT_FOUND);
   EXPECT_EQ(Purge("", purged).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_EQ(Purge("a b", purged).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
-  EXPECT_EQ(node_.node().store().Stats().slabs, 3u);
+  EXPECT_EQ(node_.node().tiers().Stats().host.slabs, 3u);
 }
 
 TEST_F(AdminServiceTest, Verify_CountsAndDropsWhatIsDamaged) {
   const auto session = node_.node().sessions().All().at(0);
   {
-    const Pin pin = node_.node().store().Find(session->leases.Snapshot().at(0)->pins[1].key());
+    const Pin pin = node_.node().tiers().Find(session->leases.Snapshot().at(0)->pins[1].key());
     const_cast<std::byte&>(pin.primary()[pin.primary().size() - 1]) ^= std::byte{1};
   }
   grpc::ClientContext context;
@@ -122,12 +122,12 @@ TEST_F(AdminServiceTest, Purge_SparesLeasedBlocks) {
   wire::PurgeResponse reply;
   ASSERT_TRUE(Purge("tests/one", reply).ok());
   EXPECT_EQ(reply.blocks(), 0u);
-  EXPECT_EQ(node_.node().store().Stats().slabs, 3u);
+  EXPECT_EQ(node_.node().tiers().Stats().host.slabs, 3u);
   Release();
   ASSERT_TRUE(Purge("tests/one", reply).ok());
   EXPECT_EQ(reply.blocks(), 3u);
   EXPECT_GT(reply.bytes(), 0u);
-  EXPECT_EQ(node_.node().store().Stats().slabs, 0u);
+  EXPECT_EQ(node_.node().tiers().Stats().host.slabs, 0u);
 }
 
 }  // namespace

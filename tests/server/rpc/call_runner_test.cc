@@ -66,7 +66,7 @@ TEST(CallRunner, DeadlinePassedInTheQueue_DoesNoWork) {
     busy.Release();
     EXPECT_TRUE(node.node().WaitIdle(Milliseconds(2000)));
   }
-  EXPECT_EQ(node.node().store().Stats().slabs, 0u);
+  EXPECT_EQ(node.node().tiers().Stats().host.slabs, 0u);
 }
 
 TEST(CallRunner, NoDeadline_GetsTheDefault) {

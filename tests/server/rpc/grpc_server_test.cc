@@ -91,7 +91,7 @@ TEST(GrpcServer, RandomBytesAtTheSocket_ChangeNothing) {
     EXPECT_NE(send(peer.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL), 0);
   }
   EXPECT_TRUE(TestClient(node).opened().ok());
-  EXPECT_EQ(node.node().store().Stats().slabs, 0u);
+  EXPECT_EQ(node.node().tiers().Stats().host.slabs, 0u);
 }
 
 TEST(GrpcServer, LoopbackTcp_ServesRemoteSessionsWithoutSegments) {

@@ -45,7 +45,7 @@ class KvCacheServiceTest : public testing::Test {
     const auto session = *node_.node().sessions().Find(ToRandomId(client_.id()));
     return *session->segments.Register(memory.fd(), memory.size());
   }
-  StoreStats Stats() { return node_.node().store().Stats(); }
+  StoreStats Stats() { return node_.node().tiers().Stats().host; }
 
   RunningNode node_{[](Options& o) { o.max_blocks_per_call = 16; }};
   TestClient client_{node_};
@@ -355,7 +355,7 @@ TEST_F(KvCacheServiceTest, BadCalls_AreRefusedAndChangeNothing) {
   EXPECT_EQ(after.slabs, before.slabs);
   EXPECT_EQ(after.used_bytes, before.used_bytes);
   EXPECT_EQ(after.reserved_slabs, 0u);
-  EXPECT_TRUE(node_.node().store().CheckInvariants().ok());
+  EXPECT_TRUE(node_.node().tiers().CheckInvariants().ok());
   wire::LoadResponse loaded;
   ASSERT_TRUE(client_.Load(client_.LoadOf(found.lease_id(), 1), loaded).ok());
   EXPECT_EQ(loaded.payload(), pages);

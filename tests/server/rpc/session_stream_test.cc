@@ -99,7 +99,7 @@ TEST(SessionStream, EndedOrBroken_FreesLeasesAndIsGone) {
     wire::LookupResponse found;
     ASSERT_TRUE(other.Lookup(lookup, found).ok());
     other.End();
-    EXPECT_TRUE(Eventually([&] { return node.node().store().Stats().pinned_slabs == 2; }));
+    EXPECT_TRUE(Eventually([&] { return node.node().tiers().Stats().host.pinned_slabs == 2; }));
     if (broken) {
       context.TryCancel();
     } else {
@@ -107,7 +107,7 @@ TEST(SessionStream, EndedOrBroken_FreesLeasesAndIsGone) {
     }
     stream->Finish();
     EXPECT_TRUE(Eventually([&] { return node.node().sessions().size() == 0; }));
-    EXPECT_TRUE(Eventually([&] { return node.node().store().Stats().pinned_slabs == 0; }));
+    EXPECT_TRUE(Eventually([&] { return node.node().tiers().Stats().host.pinned_slabs == 0; }));
     EXPECT_EQ(other.Lookup(lookup, found).error_code(), grpc::StatusCode::UNAUTHENTICATED);
   }
 }

@@ -61,18 +61,21 @@ TEST(ToCalls, StoreRequest_BecomesACall) {
   request.set_first_block_index(7);
   request.set_keys(TestKeys("a", 2));
   request.set_preceding_keys(TestKeys("b", 1));
-  *request.mutable_pages() = TestPlaces(2, 1);
-  request.mutable_pages()->mutable_places(1)->set_first_token(64);
-  const std::byte memory[3] = {};
-  const StoreCall call = ToStoreCall(request, memory);
+  const StoreCall call = ToStoreCall(request);
   EXPECT_EQ(call.profile, Profile::kCompact);
   EXPECT_EQ(call.first_block_index, 7u);
   ASSERT_EQ(call.keys.size(), 2u);
   EXPECT_EQ(std::string(call.keys[1].begin(), call.keys[1].end()), request.keys().substr(32));
   EXPECT_EQ(call.preceding_keys.size(), 1u);
-  EXPECT_EQ(call.pages.places[1].chunk_offsets[0], 2 * kTestBlockBytes);
-  EXPECT_EQ(call.pages.places[1].first_token, 64u);
-  EXPECT_EQ(call.memory.size(), 3u);
+}
+
+TEST(ToCalls, Pages_BecomeLayoutAndPlaces) {
+  wire::Pages message = TestPlaces(2, 1);
+  message.mutable_places(1)->set_first_token(64);
+  const PagesAt pages = ToPages(message);
+  EXPECT_EQ(pages.layout.tokens_per_chunk, 64u);
+  EXPECT_EQ(pages.places[1].chunk_offsets[0], 2 * kTestBlockBytes);
+  EXPECT_EQ(pages.places[1].first_token, 64u);
 }
 
 TEST(ToCalls, UnspecifiedFloor_IsCompact) {

@@ -52,6 +52,12 @@ void ExpectAllRefused(const std::vector<BadField<Request>>& table, const Request
   }
 }
 
+absl::Status CheckStoreWithPages(const wire::StoreRequest& request, uint64_t memory_bytes) {
+  const absl::Status status = CheckStore(request, Limits());
+  if (!status.ok()) return status;
+  return CheckPages(request.pages(), request.keys().size() / 32, Shape(), memory_bytes);
+}
+
 wire::StoreRequest GoodStore() {
   wire::StoreRequest request;
   request.set_profile(wire::PROFILE_EXACT);
@@ -119,9 +125,8 @@ TEST(ValidateStore, EachBadField_IsNamedWithItsValue) {
       {"places[1].chunk_offsets[0]", std::to_string(kMax - 1),
        [](R& r) { Place(r).set_chunk_offsets(0, kMax - 1); }},
   };
-  ExpectAllRefused<R>(table, GoodStore(), [](const R& r) {
-    return CheckStore(r, Shape(), r.payload().size(), Limits());
-  });
+  ExpectAllRefused<R>(table, GoodStore(),
+                      [](const R& r) { return CheckStoreWithPages(r, r.payload().size()); });
 }
 
 TEST(ValidateStore, EveryStrideThatOverflowsOrLeavesTheMemory_IsRefused) {
@@ -137,8 +142,7 @@ TEST(ValidateStore, EveryStrideThatOverflowsOrLeavesTheMemory_IsRefused) {
                            kMax - 1, (kMax / 63) & ~uint64_t{1}, (kMax / 63 + 2) & ~uint64_t{1}}) {
       wire::StoreRequest request = GoodStore();
       (Layout(request).*set)(value);
-      EXPECT_EQ(CheckStore(request, Shape(), memory, Limits()).code(), Code::kInvalidArgument)
-          << value;
+      EXPECT_EQ(CheckStoreWithPages(request, memory).code(), Code::kInvalidArgument) << value;
     }
   }
 }
@@ -153,7 +157,7 @@ TEST(ValidateStore, ChunkSizes_WantTheirChunks) {
       place.set_first_token(tokens > 64 ? tokens - 64 : 0);
       for (uint32_t i = 0; i < std::max(1u, 64 / tokens); ++i) place.add_chunk_offsets(0);
     }
-    EXPECT_TRUE(CheckStore(request, Shape(), uint64_t{1} << 30, Limits()).ok()) << tokens;
+    EXPECT_TRUE(CheckStoreWithPages(request, uint64_t{1} << 30).ok()) << tokens;
   }
 }
 

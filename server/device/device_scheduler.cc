@@ -1,0 +1,226 @@
+#include "server/device/device_scheduler.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "kernels/base/status_macros.h"
+
+namespace fq {
+namespace {
+
+constexpr size_t kLoads = 0, kStores = 1;
+
+size_t LaneIndex(DeviceWork work) { return work == DeviceWork::kEncode ? kStores : kLoads; }
+
+}  // namespace
+
+// A call in Run, until its last piece is done.
+struct DeviceScheduler::Running {
+  DeviceCall* call = nullptr;
+  size_t pieces_left = 0;
+  absl::Status status;
+  absl::CondVar done;
+};
+
+namespace {
+
+// What a queue takes at once: the rows of every call, the blocks of every piece.
+class LaunchedBlocks {
+ public:
+  void Add(DeviceCall& call, size_t begin, size_t end) {
+    const int rows = static_cast<int>(rows_.size());
+    rows_.push_back(call.rows);
+    for (size_t i = begin; i < end; ++i) {
+      blocks_.push_back(call.blocks[i]);
+      blocks_.back().rows = rows;
+    }
+    broken_.resize(blocks_.size());
+  }
+
+  absl::Status Queue(const DeviceCall& first, DeviceQueue& queue) {
+    if (blocks_.empty()) return absl::OkStatus();
+    if (first.work == DeviceWork::kEncode) return queue.Encode(*first.codec, rows_, blocks_);
+    return queue.Decode(*first.codec, rows_, blocks_, absl::MakeSpan(broken_));
+  }
+
+  const std::vector<uint8_t>& broken() const { return broken_; }
+
+ private:
+  std::vector<DeviceRows> rows_;
+  std::vector<DeviceBlock> blocks_;
+  std::vector<uint8_t> broken_;
+};
+
+absl::Status QueueCopies(const DeviceCall& call, size_t begin, size_t end, DeviceQueue& queue) {
+  for (const DeviceCall::Upload& upload : call.uploads) {
+    if (upload.block < begin || upload.block >= end) continue;
+    FQ_RETURN_IF_ERROR(queue.CopyToDevice(upload.device, upload.host));
+  }
+  for (const DeviceCall::Download& download : call.downloads) {
+    FQ_RETURN_IF_ERROR(queue.CopyToHost(download.host, download.device));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<DeviceScheduler>> DeviceScheduler::Create(Device* device,
+                                                                         const Limits& limits) {
+  std::vector<std::unique_ptr<DeviceQueue>> queues;
+  for (int i = 0; i < 2 * limits.queues; ++i) {
+    FQ_ASSIGN_OR_RETURN(auto queue, device->CreateQueue(/*urgent=*/i % 2 == kLoads));
+    queues.push_back(std::move(queue));
+  }
+  return std::unique_ptr<DeviceScheduler>(new DeviceScheduler(limits, std::move(queues)));
+}
+
+DeviceScheduler::DeviceScheduler(const Limits& limits,
+                                 std::vector<std::unique_ptr<DeviceQueue>> queues)
+    : limits_(limits), queues_(std::move(queues)) {
+  for (size_t i = 0; i < queues_.size(); ++i) {
+    threads_.emplace_back([this, i] { Serve(i % 2, queues_[i].get()); });
+  }
+}
+
+DeviceScheduler::~DeviceScheduler() {
+  {
+    absl::MutexLock lock(&mutex_);
+    stopping_ = true;
+    work_.SignalAll();
+  }
+  for (std::thread& thread : threads_) thread.join();
+}
+
+absl::Status DeviceScheduler::Run(DeviceCall& call) {
+  call.broken.assign(call.blocks.size(), 0);
+  Running running;
+  running.call = &call;
+  Enqueue(running);
+  absl::MutexLock lock(&mutex_);
+  while (running.pieces_left > 0) running.done.Wait(&mutex_);
+  return running.status;
+}
+
+size_t DeviceScheduler::BlocksPerPiece(const DeviceCall& call) const {
+  if (call.codec == nullptr) return 1;
+  const auto pages = static_cast<size_t>(call.codec->shape().pages());
+  return std::max<size_t>(1, limits_.batch_pages / pages);
+}
+
+void DeviceScheduler::Enqueue(Running& running) {
+  const DeviceCall& call = *running.call;
+  const size_t step = BlocksPerPiece(call);
+  absl::MutexLock lock(&mutex_);
+  Lane& lane = lanes_[LaneIndex(call.work)];
+  std::deque<Piece>& waiting = lane.waiting[call.session];
+  if (waiting.empty()) lane.turns.push_back(call.session);
+  size_t begin = 0;
+  do {  // a call without blocks is one piece
+    const size_t end = std::min(begin + step, call.blocks.size());
+    waiting.push_back({&running, begin, end});
+    ++running.pieces_left;
+    begin = end;
+  } while (begin < call.blocks.size());
+  work_.SignalAll();
+}
+
+// Pieces of one codec and one kind of work, one of each session in turn, while they fit.
+DeviceScheduler::Batch DeviceScheduler::TakeBatch(Lane& lane) {
+  Batch batch;
+  uint64_t pages = 0;
+  for (size_t refused = 0; refused < lane.turns.size();) {
+    const void* session = lane.turns.front();
+    std::deque<Piece>& waiting = lane.waiting[session];
+    const Piece piece = waiting.front();
+    const DeviceCall& call = *piece.call->call;
+    const uint64_t more =
+        call.codec == nullptr
+            ? 0
+            : (piece.end - piece.begin) * static_cast<uint64_t>(call.codec->shape().pages());
+    const DeviceCall& first = batch.empty() ? call : *batch.front().call->call;
+    const bool fits = call.codec == first.codec && call.work == first.work &&
+                      (batch.empty() || pages + more <= limits_.batch_pages);
+    lane.turns.pop_front();
+    if (fits) {
+      pages += more;
+      batch.push_back(piece);
+      waiting.pop_front();
+      refused = 0;
+    } else {
+      ++refused;
+    }
+    if (waiting.empty()) {
+      lane.waiting.erase(session);
+    } else {
+      lane.turns.push_back(session);
+    }
+  }
+  return batch;
+}
+
+void DeviceScheduler::Serve(size_t lane_index, DeviceQueue* queue) {
+  for (;;) {
+    Batch batch;
+    {
+      absl::MutexLock lock(&mutex_);
+      Lane& lane = lanes_[lane_index];
+      while (lane.turns.empty() && !stopping_) work_.Wait(&mutex_);
+      if (lane.turns.empty()) return;
+      batch = TakeBatch(lane);
+    }
+    DropUnwanted(batch);
+    if (!batch.empty()) Finish(batch, Launch(batch, *queue));
+  }
+}
+
+void DeviceScheduler::DropUnwanted(Batch& batch) {
+  Batch wanted;
+  for (const Piece& piece : batch) {
+    const absl::Status status = piece.call->call->still_wanted();
+    if (status.ok()) {
+      wanted.push_back(piece);
+    } else {
+      Finish({piece}, status);
+    }
+  }
+  batch = std::move(wanted);
+}
+
+absl::Status DeviceScheduler::Launch(const Batch& batch, DeviceQueue& queue) {
+  LaunchedBlocks blocks;
+  absl::Status status;
+  for (const Piece& piece : batch) {
+    DeviceCall& call = *piece.call->call;
+    if (call.event != nullptr) status.Update(queue.WaitFor(*call.event));
+    status.Update(QueueCopies(call, piece.begin, piece.end, queue));
+    blocks.Add(call, piece.begin, piece.end);
+  }
+  if (status.ok()) status = blocks.Queue(*batch.front().call->call, queue);
+  status.Update(queue.Finish());  // also after an error: what was queued still runs
+  size_t at = 0;
+  for (const Piece& piece : batch) {
+    const size_t count = piece.end - piece.begin;
+    std::copy_n(blocks.broken().begin() + static_cast<std::ptrdiff_t>(at), count,
+                piece.call->call->broken.begin() + static_cast<std::ptrdiff_t>(piece.begin));
+    at += count;
+  }
+  return status;
+}
+
+void DeviceScheduler::Finish(const Batch& batch, const absl::Status& status) {
+  absl::MutexLock lock(&mutex_);
+  ++stats_.launches;
+  stats_.calls += batch.size();
+  for (const Piece& piece : batch) {
+    Running& running = *piece.call;
+    running.status.Update(status);
+    if (--running.pieces_left == 0) running.done.Signal();
+  }
+}
+
+DeviceSchedulerStats DeviceScheduler::Stats() const {
+  absl::MutexLock lock(&mutex_);
+  return stats_;
+}
+
+}  // namespace fq

@@ -1,0 +1,111 @@
+// Turns calls into launches on the GPU: calls of many sessions that wait together become one, large
+// ones are cut into pieces, sessions take turns. Loads have queues of their own that go before
+// those of stores. Thread-safe.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
+#include "kernels/device.h"
+
+namespace fq {
+
+enum class DeviceWork : uint8_t { kEncode, kDecode, kRead };
+
+// What one call asks of the GPU. Everything it names lives until Run returns.
+struct DeviceCall {
+  // An extent in pinned host memory that must be on the device before its block is decoded.
+  struct Upload {
+    size_t block = 0;  // index into blocks; ascending
+    std::byte* device = nullptr;
+    absl::Span<const std::byte> host;
+  };
+  // kRead: an extent that is wanted in host memory.
+  struct Download {
+    absl::Span<std::byte> host;
+    const std::byte* device = nullptr;
+  };
+
+  DeviceWork work = DeviceWork::kDecode;
+  const void* session = nullptr;       // who takes turns
+  const WorkerEvent* event = nullptr;  // to wait for first, or null
+  // Asked before each launch: an error is the call's result, and nothing more of it is launched.
+  std::function<absl::Status()> still_wanted = [] { return absl::OkStatus(); };
+  const DeviceCodec* codec = nullptr;  // of kEncode and kDecode
+  DeviceRows rows;                     // of the session's segment; blocks[i].rows is set by Run
+  std::vector<DeviceBlock> blocks;
+  std::vector<Upload> uploads;
+  std::vector<Download> downloads;
+  std::vector<uint8_t> broken;  // out, of kDecode: [blocks], not 0 where a check failed
+};
+
+// Counters since the start.
+struct DeviceSchedulerStats {
+  uint64_t launches = 0;  // batches given to a queue
+  uint64_t calls = 0;     // pieces of calls in them
+};
+
+class DeviceScheduler {
+ public:
+  struct Limits {
+    int queues = 2;                  // of loads, and of stores: one prepares while one computes
+    uint32_t batch_pages = 1 << 15;  // of one launch; a single block may have more
+  };
+
+  static absl::StatusOr<std::unique_ptr<DeviceScheduler>> Create(Device* device,
+                                                                 const Limits& limits);
+  ~DeviceScheduler();  // nobody is in Run
+
+  // Blocks until all of the call is done, also when it fails: afterwards the GPU touches none of
+  // its memory. Internal: a failed CUDA call; the device should not be used any more. Errors of
+  // still_wanted.
+  absl::Status Run(DeviceCall& call);
+
+  DeviceSchedulerStats Stats() const;
+
+ private:
+  // Blocks [begin, end) of a call.
+  struct Running;
+  struct Piece {
+    Running* call = nullptr;
+    size_t begin = 0, end = 0;
+  };
+  struct Lane {
+    std::deque<const void*> turns;  // sessions that wait, who is next first
+    absl::flat_hash_map<const void*, std::deque<Piece>> waiting;
+  };
+  using Batch = std::vector<Piece>;
+
+  DeviceScheduler(const Limits& limits, std::vector<std::unique_ptr<DeviceQueue>> queues);
+  void Enqueue(Running& running) ABSL_LOCKS_EXCLUDED(mutex_);
+  size_t BlocksPerPiece(const DeviceCall& call) const;
+  void Serve(size_t lane, DeviceQueue* queue);
+  Batch TakeBatch(Lane& lane) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  // Takes pieces out that nobody wants any more.
+  void DropUnwanted(Batch& batch) ABSL_LOCKS_EXCLUDED(mutex_);
+  static absl::Status Launch(const Batch& batch, DeviceQueue& queue);
+  void Finish(const Batch& batch, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
+
+  const Limits limits_;
+  std::vector<std::unique_ptr<DeviceQueue>> queues_;
+  mutable absl::Mutex mutex_;
+  absl::CondVar work_;
+  std::array<Lane, 2> lanes_ ABSL_GUARDED_BY(mutex_);  // loads, stores
+  DeviceSchedulerStats stats_ ABSL_GUARDED_BY(mutex_);
+  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace fq
