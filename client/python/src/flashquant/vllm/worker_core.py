@@ -34,8 +34,8 @@ class WorkerCore:
         """Starts the client and the threads. `block_tokens`: size of the engine's blocks;
         `mark`: of an engine on a GPU."""
         self._client, self._block_tokens, self._mark = client, block_tokens, mark
-        self._access = PageAccess(client, view, packing, block_tokens, mark)
-        self._saver = Saver(self._access)
+        self.access = PageAccess(client, view, packing, block_tokens, mark)
+        self._saver = Saver(self.access)
         self._jobs: queue.SimpleQueue[tuple[LoadJob, threading.Event, float] | None] = (
             queue.SimpleQueue())
         self._lock = threading.Lock()  # guards the three below
@@ -70,7 +70,7 @@ class WorkerCore:
         for job in jobs.saves:
             self._saver.stage(job)
         if jobs.saves:
-            self._access.counters.add("staging_seconds", time.perf_counter() - begin_s)
+            self.access.counters.add("staging_seconds", time.perf_counter() - begin_s)
 
     def wait_preempted(self, jobs: StepJobs) -> None:
         """Before the engine overwrites blocks of preempted requests."""
@@ -108,11 +108,11 @@ class WorkerCore:
 
     def take_counters(self) -> dict[str, float]:
         """Counts since the last call."""
-        return self._access.counters.take()
+        return self.access.counters.take()
 
     def shutdown(self) -> None:
         """Ends all threads within about two seconds. Idempotent."""
-        self._access.closing.set()
+        self.access.closing.set()
         with self._lock:
             for cancelled in self._running.values():
                 cancelled.set()
@@ -133,11 +133,11 @@ class WorkerCore:
             waited_s = time.monotonic() - submitted_s
             timeout_s = self._client.deadlines.load_s - waited_s
             if timeout_s > 0 and not cancelled.is_set():
-                good_end = Loader(self._access, job, cancelled, timeout_s).run()
+                good_end = Loader(self.access, job, cancelled, timeout_s).run()
         except Exception:
             log.exception("FlashQuant: a load failed")
         bad = job.block_ids[(good_end - job.begin_token) // self._block_tokens:]
-        counters = self._access.counters
+        counters = self.access.counters
         counters.add("load_seconds", time.monotonic() - submitted_s)
         counters.add("loads")
         counters.add("failed_load_blocks", len(bad))

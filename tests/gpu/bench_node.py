@@ -1,0 +1,129 @@
+#!/usr/bin/env python3
+"""The GPU-resident node as workers see it; keeps its figures as tests/bench/results/node_gpu.json.
+
+    tests/gpu/bench_node.py [--build build/release] [--device cuda|cpu] [--output FILE]
+        [--scenario speed rivals capacity mixed] [--seconds 90] [--commit NAME]
+
+Writes the file after every scenario, so that one that fails loses no other; exit code 1 then. With
+--device cpu everything but the figures' worth is the same: small shapes, through shared memory.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import torch
+from capacity import measure_capacity
+from mixed_load import measure_mixed
+from paged_worker import node_binary
+from rivals import measure_rivals
+from shapes import SHAPES, write_made_up
+from speed import copies, measure_speed
+
+from flashquant.codec_set import CodecSet
+from flashquant.wire import Profile
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests/bench"))
+
+SCENARIOS = ("speed", "rivals", "capacity", "mixed")
+LONG_BLOCKS = 2048  # 128K tokens
+
+
+class Bench:
+    """Scenarios with their arguments for one device."""
+
+    def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
+        self._binary = node_binary(arguments.build.absolute())
+        self._device, self._seconds, self._folder = arguments.device, arguments.seconds, folder
+        self._gpu = torch.device(arguments.device).type == "cuda"
+        self._codecs: dict[str, tuple[Path, CodecSet]] = {}
+
+    def _codec(self, name: str) -> tuple[Path, CodecSet]:
+        if name not in self._codecs:
+            self._codecs[name] = write_made_up(SHAPES[name], self._folder)
+        return self._codecs[name]
+
+    def _node(self, device_bytes: str) -> tuple[str, ...]:
+        limits = ("--max-blocks-per-call=4096", "--max-segment-bytes=16GiB",
+                  "--max-inline-bytes=64MiB")
+        return limits + ((f"--device={torch.cuda.current_device()}",
+                          f"--device-bytes={device_bytes}") if self._gpu else ())
+
+    def speed(self) -> list[dict]:
+        """(a) of the issue."""
+        results = copies(self._device) if self._gpu else []
+        plan = [("70b", tuple(Profile)), ("8b", (Profile.COMPACT,))] if self._gpu else [
+            ("tiny", tuple(Profile))]
+        for name, profiles in plan:
+            results += measure_speed(self._binary, SHAPES[name], self._codec(name), self._device,
+                                     self._node("20GiB"), profiles,
+                                     (1, 16, 256) if self._gpu else (1, 16))
+        return results + (copies(self._device) if self._gpu else [])
+
+    def rivals(self) -> list[dict]:
+        """(b): pages from host memory, raw and compact."""
+        name = "70b" if self._gpu else "tiny"
+        return measure_rivals(self._binary, SHAPES[name], self._codec(name), self._device,
+                              self._node("1GiB"), 256 if self._gpu else 16)
+
+    def capacity(self) -> list[dict]:
+        """(c)."""
+        name, blocks, samples = ("70b", LONG_BLOCKS, 6) if self._gpu else ("tiny", 300, 10)
+        return measure_capacity(self._binary, SHAPES[name], self._codec(name), self._device, blocks,
+                                self._node("8GiB"), samples)
+
+    def mixed(self) -> list[dict]:
+        """(d)."""
+        name, blocks = ("8b", 512) if self._gpu else ("tiny", 96)
+        return measure_mixed(self._binary, self._codec(name)[0], self._folder, self._device,
+                             self._seconds, self._node("8GiB"),
+                             ["--shape", name, "--blocks", str(blocks)],
+                             kill_every_s=min(20.0, self._seconds / 3))
+
+
+def machine(gpu: bool, commit: str | None) -> dict:
+    """What makes the figures believable."""
+    if not gpu:
+        return {"device": "cpu", "commit": commit}
+    import attend_bench
+
+    return {**attend_bench.describe_machine(commit), "command": "tests/gpu/bench_node.py",
+            "sm_clock": f"{attend_bench.sm_clock()} MHz"}
+
+
+def main() -> int:
+    """Runs the scenarios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--build", type=Path, default=ROOT / "build/release")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--output", type=Path, default=ROOT / "tests/bench/results/node_gpu.json")
+    parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=SCENARIOS)
+    parser.add_argument("--seconds", type=float, default=90, help="of the mixed load")
+    parser.add_argument("--commit", help="default: that of the working tree")
+    arguments = parser.parse_args()
+    failed, results = False, []
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(arguments, Path(folder))
+        for name in arguments.scenario:
+            begin_s = time.monotonic()
+            try:
+                found = getattr(bench, name)()
+            except Exception as error:  # the others still run
+                traceback.print_exc()
+                failed, found = True, [{"name": name, "error": f"{type(error).__name__}: {error}"}]
+            for result in found:
+                print(f"{name}: {json.dumps(result)}", flush=True)
+            print(f"{name}: {time.monotonic() - begin_s:.1f} s", flush=True)
+            results += [{"scenario": name, **result} for result in found]
+            report = {"machine": machine(bench._gpu, arguments.commit), "results": results}
+            arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

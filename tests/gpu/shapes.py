@@ -1,0 +1,92 @@
+"""Models by the shape of their KV cache, and a codec set for each, made up but complete.
+
+The set's transforms are random rotations, its tables products of the best scalar levels for a unit
+Gaussian: rows of independent unit Gaussians (pages.py) are what it expects, in every head.
+"""
+
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from flashquant.calibrate.tables import chain_words, half_words
+from flashquant.codec import LEVELS
+from flashquant.codec_set import GROUP, LOSS_NUMBERS, CodecSet, Profile, row_dtype, write_codec_set
+from flashquant.keys import BLOCK_TOKENS, Namespace
+from flashquant.v1 import kv_cache_pb2 as pb
+
+# (groups of 4 bits, of 2, of 1) of every sixteen; 34 bits each: 2.125 a value
+MIXES = ((3, 9, 4), (2, 12, 2), (1, 15, 0), (4, 6, 6), (5, 3, 8))
+RESIDUAL = {4: 0.098, 2: 0.343, 1: 0.603}  # standard deviation behind the base's codes
+SCALARS = {4: LEVELS.tolist(), 2: (-1.51, -0.4528, 0.4528, 1.51), 1: (-0.7979, 0.7979)}  # Lloyd-Max
+ELEMENT_BYTES = 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """KV cache of one model, FP16."""
+
+    name: str
+    layers: int
+    heads: int
+    head_size: int
+
+    @property
+    def block_bytes(self) -> int:
+        """FP16 bytes of a block of 64 tokens, all layers."""
+        return self.layers * self.heads * BLOCK_TOKENS * 2 * self.head_size * ELEMENT_BYTES
+
+    def namespace(self, codec_set_id: bytes) -> Namespace:
+        """All of the model in one worker."""
+        return Namespace(f"made-up-{self.name}", self.layers, self.heads, self.head_size,
+                         pb.DTYPE_F16, codec_set_id=codec_set_id, extra={"packing": "rows"})
+
+
+SHAPES = {shape.name: shape for shape in (
+    Shape("70b", 80, 8, 128), Shape("8b", 32, 8, 128), Shape("tiny", 3, 2, 128))}
+
+
+def made_up_codec_set(shape: Shape, seed: int = 7) -> CodecSet:
+    """See the head of the file. The same arguments give the same set."""
+    random = np.random.default_rng(seed)
+    size, groups = shape.head_size, shape.head_size // GROUP
+    profiles = [mix_profile(mix, other, groups) for mix, other in zip(MIXES, MIXES[1:] + MIXES[:1])]
+    profile_of = random.integers(len(profiles), size=(shape.layers, shape.heads))
+    rows = np.zeros((shape.layers, shape.heads, 2), row_dtype(size))
+    rows["weight"] = 1.0
+    for part in ("base", "refinement"):
+        rows[part]["class4"] = half_words(table(4))
+        rows[part]["class2"] = chain_words(table(2))
+        rows[part]["class1"] = chain_words(table(1).reshape(-1, 4)).reshape(256, 2)
+    for index in np.ndindex(rows.shape):
+        rotation = np.linalg.qr(random.standard_normal((size, size)))[0].astype(np.float32)
+        rows["A"][index], rows["Ai"][index] = rotation, rotation.T
+        profile = profiles[profile_of[index[:2]]]
+        classes = profile.v if index[2] else profile.k
+        rows["sd"][index] = np.repeat([RESIDUAL[bits] for bits in classes], GROUP)
+    nothing = {**{name: 0.0 for name in LOSS_NUMBERS}, "tokens": 0, "text": "none: made up"}
+    return CodecSet(f"made-up-{shape.name}", shape.layers, shape.heads, size, 4096, profiles,
+                    profile_of.tolist(), rows, {"compact": nothing, "near-lossless": nothing},
+                    "tests/gpu/shapes.py", seed)
+
+
+def table(bits: int) -> np.ndarray:
+    """Values of all 256 bytes, FP32 [256, 8 / bits]."""
+    return np.array(list(itertools.product(SCALARS[bits], repeat=8 // bits)), np.float32)
+
+
+def mix_profile(k: tuple[int, int, int], v: tuple[int, int, int], groups: int) -> Profile:
+    """A profile whose groups of K and V are mixed so; 2 bits of refinement in all."""
+    def classes(mix: tuple[int, int, int]) -> tuple[int, ...]:
+        return ((4,) * mix[0] + (2,) * mix[1] + (1,) * mix[2]) * (groups // 16)
+
+    return Profile(classes(k), classes(v), (2,) * groups, (2,) * groups)
+
+
+def write_made_up(shape: Shape, folder: Path) -> tuple[Path, CodecSet]:
+    """The set as a file in `folder`."""
+    codec_set = made_up_codec_set(shape)
+    path = folder / f"{shape.name}.fqcs"
+    write_codec_set(codec_set, path)
+    return path, codec_set
