@@ -16,6 +16,7 @@ from shapes import Shape
 
 from flashquant.client import Client, Deadlines
 from flashquant.codec_set import CodecSet
+from flashquant.device_segment import DeviceMemory
 from flashquant.keys import BLOCK_TOKENS, KeyChain, root_key
 from flashquant.link import SessionSpec
 from flashquant.vllm.geometry import rows_packing
@@ -38,16 +39,19 @@ class PagedWorker:
     """One thread. `shared`: whether the node may use the cache in place (GPU only)."""
 
     def __init__(self, endpoint: str, shape: Shape, codec_set: CodecSet | None, device: str,
-                 blocks: int, chunk_tokens: int = 16, shared: bool = True,
+                 blocks: int, chunk_tokens: int = 16, shared: bool = True, event: bool = True,
                  staging_bytes: int = STAGING_BYTES) -> None:
-        """`blocks`: of 64 tokens. RuntimeError: no session within a minute."""
+        """`blocks`: of 64 tokens; `event`: whether the node is told what to wait for.
+
+        RuntimeError: no session within a minute.
+        """
         self.shape, self.device, self.chunk_tokens = shape, torch.device(device), chunk_tokens
         self.chunks_per_block = BLOCK_TOKENS // chunk_tokens
         size = (blocks * self.chunks_per_block, chunk_tokens, shape.heads, 2 * shape.head_size)
         self.tensors = [torch.full(size, POISON, dtype=torch.int16, device=device)
                         .view(torch.float16).permute(0, 2, 1, 3) for _ in range(shape.layers)]
         self.free = list(range(size[0]))
-        self.view, self.mark, memory = self._register(shared)
+        self.view, self.mark, memory = self._register(shared, event)
         self.namespace = shape.namespace(codec_set.id if codec_set else b"")
         self.namespace_name = f"gpu-test/{shape.name}"
         spec = SessionSpec(
@@ -62,14 +66,16 @@ class PagedWorker:
         if not self.client.wait_ready(READY_S):
             raise RuntimeError(f"no session at {endpoint} within {READY_S:.0f} s")
 
-    def _register(self, shared: bool) -> tuple[RowsView, ComputeMark | None, object]:
+    def _register(self, shared: bool, event: bool) -> tuple[RowsView, ComputeMark | None,
+                                                            DeviceMemory | None]:
         rows = len(self.tensors[0]), self.shape.heads, self.shape.head_size
         if self.device.type == "cpu":
             return RowsView(self.tensors, *rows), None, None
         cache = gpu_cache(self.tensors, *rows, blocks_stay=True)
         if shared and cache.shared is None:
             raise RuntimeError("the cache cannot be shared, see the log")
-        return cache.view, cache.mark, cache.shared if shared else None
+        memory = cache.shared if event else DeviceMemory(cache.view.memory(), b"")
+        return cache.view, cache.mark, memory if shared else None
 
     def close(self) -> None:
         """Ends the session."""

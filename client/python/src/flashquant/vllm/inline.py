@@ -13,7 +13,7 @@ from flashquant.vllm.geometry import Packing
 from flashquant.vllm.staging import View, unit_bytes
 from flashquant.vllm.cache_view import WORD
 from flashquant.vllm.placement import Placement
-from flashquant.vllm.transport import ComputeMark, Hold
+from flashquant.vllm.transport import STAGED_STORE_BLOCKS, ComputeMark, Hold
 from flashquant.wire import pages_at
 
 ELEMENTS = {2: torch.int16, 4: torch.int32}  # bits are copied, not numbers
@@ -32,7 +32,8 @@ class Inline:
         if units == 0:
             raise ValueError(f"a block of this model has {unit_bytes(view)} bytes, the node takes "
                              f"{link.info.max_inline_bytes} in a message")
-        self.load_blocks = self.save_blocks = units * max(1, view.shape.tokens // BLOCK_TOKENS)
+        self.load_blocks = units * max(1, view.shape.tokens // BLOCK_TOKENS)
+        self.save_blocks = min(STAGED_STORE_BLOCKS, self.load_blocks)
         self.partial = self
         self._room = threading.BoundedSemaphore(4)  # pieces of saves in memory at a time
 

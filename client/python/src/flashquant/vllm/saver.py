@@ -20,8 +20,6 @@ from flashquant.vllm.transport import Hold, Transport
 
 log = logging.getLogger("flashquant")
 
-MAX_BLOCKS_PER_STORE = 32
-
 
 @dataclass(frozen=True)
 class Staged:
@@ -53,8 +51,8 @@ class Saver:
             return
         whole = self._access.placement(job.first_block, job.blocks)
         chunk_ids = self._access.view.chunk_ids(job.block_ids)[self._skipped(whole):]
-        limit = min(MAX_BLOCKS_PER_STORE, transport.save_blocks,
-                    transport.link.info.max_blocks_per_call or MAX_BLOCKS_PER_STORE)
+        limit = min(transport.save_blocks,
+                    transport.link.info.max_blocks_per_call or transport.save_blocks)
         for piece in whole.pieces(limit):
             first = (piece.base_token - whole.base_token) // piece.chunk_tokens
             hold = transport.begin_save(piece, chunk_ids[first:first + piece.chunks])

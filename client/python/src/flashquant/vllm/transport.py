@@ -25,6 +25,7 @@ from flashquant.wire import pages_at
 log = logging.getLogger("flashquant")
 
 DIRECT_BLOCKS = 256  # of one call on GPU memory
+STAGED_STORE_BLOCKS = 32
 PORTABLE = 1         # cudaHostRegisterPortable
 
 
@@ -102,7 +103,8 @@ class Staged:
         self._staging = Staging(link.segment.view, view)
         pinned = mark is not None and pin(self, mark.device, link.segment.view, self._staging)
         self.name = "pinned" if pinned else "shared-memory"
-        self.load_blocks, self.save_blocks = self._staging.load_blocks, self._staging.save_blocks
+        self.load_blocks = self._staging.load_blocks
+        self.save_blocks = min(STAGED_STORE_BLOCKS, self._staging.save_blocks)
         self.partial = self
 
     def begin_load(self, placement: Placement, chunk_ids: np.ndarray,
