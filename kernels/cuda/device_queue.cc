@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 #include <numeric>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -16,7 +17,7 @@ namespace {
 
 constexpr size_t kMinStaging = size_t{1} << 20;
 constexpr size_t kMinJobs = 1 << 12, kMaxJobs = 1 << 18;  // of a launch; 256 KiB and 16 MiB
-constexpr std::chrono::microseconds kSpin{100};
+constexpr std::chrono::microseconds kSpin{100}, kNap{20};
 
 size_t Align(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -107,9 +108,19 @@ CudaQueue::~CudaQueue() {
 
 absl::Status CudaQueue::WaitFor(const WorkerEvent& event) {
   FQ_RETURN_IF_CUDA_ERROR(cudaSetDevice(ordinal_));
-  FQ_RETURN_IF_CUDA_ERROR(
-      cudaStreamWaitEvent(stream_, static_cast<const CudaEvent&>(event).get(), 0));
-  return absl::OkStatus();
+  const cudaEvent_t own = static_cast<const CudaEvent&>(event).get();
+  const auto begin = std::chrono::steady_clock::now();
+  cudaError_t state = cudaEventQuery(own);
+  while (state == cudaErrorNotReady) {
+    const auto waited = std::chrono::steady_clock::now() - begin;
+    if (waited > kEventPatience) {
+      return absl::DeadlineExceededError(absl::StrCat(
+          "device: the worker's event has not come within ", kEventPatience.count(), " s"));
+    }
+    if (waited > kSpin) std::this_thread::sleep_for(kNap);
+    state = cudaEventQuery(own);
+  }
+  return CudaStatus(state, "cudaEventQuery");
 }
 
 absl::Status CudaQueue::Encode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,

@@ -179,12 +179,10 @@ class OpenedEvent final : public HostOpenedEvent {
  public:
   explicit OpenedEvent(std::shared_ptr<HostWorkerEvent::State> state) : state_(std::move(state)) {}
 
-  std::function<void()> Waiter() const override {
-    const std::lock_guard lock(state_->mutex);
-    return [state = state_, until = state_->recorded] {
-      std::unique_lock lock(state->mutex);
-      state->changed.wait(lock, [&] { return state->completed >= until; });
-    };
+  bool Wait() const override {
+    std::unique_lock lock(state_->mutex);
+    return state_->changed.wait_for(lock, kEventPatience,
+                                    [&] { return state_->completed == state_->recorded; });
   }
 
  private:

@@ -33,6 +33,18 @@ TEST(HostDevice, Lose_EveryCallFails) {
   EXPECT_EQ(device.CreateSpace(1).status().code(), absl::StatusCode::kInternal);
 }
 
+TEST(HostDevice, WaitFor_EventThatNeverComes_DeadlineExceeded) {
+  HostDevice device;
+  HostWorkerEvent event;
+  const auto opened = *device.OpenEvent(event.handle());
+  const auto queue = *device.CreateQueue(true);
+  event.Record();
+  EXPECT_EQ(queue->WaitFor(*opened).code(), absl::StatusCode::kDeadlineExceeded);
+  event.Complete();
+  EXPECT_TRUE(queue->WaitFor(*opened).ok());
+  EXPECT_TRUE(queue->Finish().ok());
+}
+
 TEST(HostDevice, Mappings_CountedUntilClosed) {
   HostDevice device;
   auto memory = std::make_unique<HostWorkerMemory>(ShareKind::kIpcHandle, 4096);

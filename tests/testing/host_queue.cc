@@ -132,10 +132,9 @@ absl::Status HostQueue::Queue(std::function<absl::Status()> work) {
 }
 
 absl::Status HostQueue::WaitFor(const WorkerEvent& event) {
-  return Queue([wait = static_cast<const HostOpenedEvent&>(event).Waiter()] {
-    wait();
-    return absl::OkStatus();
-  });
+  FQ_RETURN_IF_ERROR(faults_->Check());
+  if (static_cast<const HostOpenedEvent&>(event).Wait()) return absl::OkStatus();
+  return absl::DeadlineExceededError("device: the worker's event has not come");
 }
 
 absl::Status HostQueue::Encode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,

@@ -41,8 +41,8 @@ class HostCodec final : public DeviceCodec {
 // An event that a queue can wait for.
 class HostOpenedEvent : public WorkerEvent {
  public:
-  // Something that returns when the work before the event's last record so far is done.
-  virtual std::function<void()> Waiter() const = 0;
+  // Waits until the work before the event's last record is done; false after kEventPatience.
+  virtual bool Wait() const = 0;
 };
 
 class HostQueue final : public DeviceQueue {
