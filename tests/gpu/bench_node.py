@@ -9,6 +9,7 @@ Writes the file after every scenario, so that one that fails loses no other; exi
 """
 
 import argparse
+import gc
 import json
 import sys
 import tempfile
@@ -40,7 +41,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self._binary = node_binary(arguments.build.absolute())
         self._device, self._seconds, self._folder = arguments.device, arguments.seconds, folder
-        self._gpu = torch.device(arguments.device).type == "cuda"
+        self.gpu = torch.device(arguments.device).type == "cuda"
         self._codecs: dict[str, tuple[Path, CodecSet]] = {}
 
     def _codec(self, name: str) -> tuple[Path, CodecSet]:
@@ -52,34 +53,34 @@ class Bench:
         limits = ("--max-blocks-per-call=4096", "--max-segment-bytes=16GiB",
                   "--max-inline-bytes=64MiB")
         return limits + ((f"--device={torch.cuda.current_device()}",
-                          f"--device-bytes={device_bytes}") if self._gpu else ())
+                          f"--device-bytes={device_bytes}") if self.gpu else ())
 
     def speed(self) -> list[dict]:
         """(a) of the issue."""
-        results = copies(self._device) if self._gpu else []
-        plan = [("70b", tuple(Profile)), ("8b", (Profile.COMPACT,))] if self._gpu else [
+        results = copies(self._device) if self.gpu else []
+        plan = [("70b", tuple(Profile)), ("8b", (Profile.COMPACT,))] if self.gpu else [
             ("tiny", tuple(Profile))]
         for name, profiles in plan:
             results += measure_speed(self._binary, SHAPES[name], self._codec(name), self._device,
-                                     self._node("20GiB"), profiles,
-                                     (1, 16, 256) if self._gpu else (1, 16))
-        return results + (copies(self._device) if self._gpu else [])
+                                     self._node("30GiB"), profiles,
+                                     (1, 16, 256) if self.gpu else (1, 16))
+        return results + (copies(self._device) if self.gpu else [])
 
     def rivals(self) -> list[dict]:
         """(b): pages from host memory, raw and compact."""
-        name = "70b" if self._gpu else "tiny"
+        name = "70b" if self.gpu else "tiny"
         return measure_rivals(self._binary, SHAPES[name], self._codec(name), self._device,
-                              self._node("1GiB"), 256 if self._gpu else 16)
+                              self._node("3GiB"), 256 if self.gpu else 16)
 
     def capacity(self) -> list[dict]:
         """(c)."""
-        name, blocks, samples = ("70b", LONG_BLOCKS, 6) if self._gpu else ("tiny", 300, 10)
+        name, blocks, samples = ("70b", LONG_BLOCKS, 6) if self.gpu else ("tiny", 300, 10)
         return measure_capacity(self._binary, SHAPES[name], self._codec(name), self._device, blocks,
                                 self._node("8GiB"), samples)
 
     def mixed(self) -> list[dict]:
         """(d)."""
-        name, blocks = ("8b", 512) if self._gpu else ("tiny", 96)
+        name, blocks = ("8b", 512) if self.gpu else ("tiny", 96)
         return measure_mixed(self._binary, self._codec(name)[0], self._folder, self._device,
                              self._seconds, self._node("8GiB"),
                              ["--shape", name, "--blocks", str(blocks)],
@@ -119,8 +120,11 @@ def main() -> int:
             for result in found:
                 print(f"{name}: {json.dumps(result)}", flush=True)
             print(f"{name}: {time.monotonic() - begin_s:.1f} s", flush=True)
+            gc.collect()
+            if bench.gpu:
+                torch.cuda.empty_cache()
             results += [{"scenario": name, **result} for result in found]
-            report = {"machine": machine(bench._gpu, arguments.commit), "results": results}
+            report = {"machine": machine(bench.gpu, arguments.commit), "results": results}
             arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return int(failed)
 

@@ -21,7 +21,6 @@ import torch
 from flashquant.device_memory import DeviceMemoryError, Sharing, call, driver
 from flashquant.device_segment import ALLOCATION, HEAD, LAYER, DeviceMemory
 from flashquant.vllm.rows_view import RowsView
-from flashquant.vllm.transport import ComputeMark
 
 LAYERS, BLOCKS, HEADS, TOKENS, SIZE = 4, 256, 8, 16, 128
 OLD, NEW = 1, 7
@@ -97,8 +96,9 @@ def exchange(wait: bool) -> tuple[list[list[int]], DeviceMemory]:
     """What the other process has seen of a cache whose writer is still at it."""
     tensors = [torch.full((BLOCKS, HEADS, TOKENS, 2 * SIZE), OLD, dtype=torch.int16, device="cuda")
                .view(torch.float16) for _ in range(LAYERS)]
-    mark = ComputeMark(tensors[0].device)
-    memory = DeviceMemory(RowsView(tensors, BLOCKS, HEADS, SIZE).memory(), mark.handle())
+    event = torch.cuda.Event(interprocess=True)
+    event.record()
+    memory = DeviceMemory(RowsView(tensors, BLOCKS, HEADS, SIZE).memory(), event.ipc_handle())
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         reader = subprocess.Popen([sys.executable, __file__, "--read", str(theirs.fileno()),
@@ -113,7 +113,7 @@ def exchange(wait: bool) -> tuple[list[list[int]], DeviceMemory]:
         torch.cuda._sleep(SLOW_CYCLES)
         for tensor in tensors:
             tensor.view(torch.int16).fill_(NEW)
-        mark.record()
+        event.record()
         ours.send(b"go")
         seen = json.loads(ours.recv(4096))
         reader.wait(60)

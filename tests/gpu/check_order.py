@@ -4,8 +4,8 @@
     tests/gpu/check_order.py [--build build/release] [--repeats 100]
 
 The engine's stream is kept busy, then writes (or reads) blocks that a Store reads (a Load writes)
-in the same moment. With the event no page may be wrong; the same without the event, as a control,
-must go wrong. Exit code 1 when one of the four is not so.
+in the same moment. No page may be wrong when the connector waits, or the node by the event of the
+segment; when nobody waits, as a control, pages must be wrong. Exit code 1 when it is not so.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 from pages import serial_of
-from paged_worker import PagedWorker, node_binary
+from paged_worker import PagedWorker, Waits, node_binary
 from shapes import SHAPES, write_made_up
 
 from flashquant.local_node import LocalNode
@@ -91,16 +91,18 @@ def main() -> int:
         path, codec_set = write_made_up(shape, Path(folder))
         with LocalNode(node_binary(arguments.build), [path], 1 << 30,
                        ("--device=0", "--device-bytes=1GiB")) as node:
-            for event, repeats in ((True, arguments.repeats), (False, 10)):
+            for waits in Waits:
+                repeats = 10 if waits is Waits.NOBODY else arguments.repeats
                 worker = PagedWorker(node.endpoint, shape, codec_set, "cuda", 2 * BLOCKS,
-                                     event=event)
-                order = Order(worker, f"event-{event}")
+                                     waits=waits)
+                order = Order(worker, waits.name)
                 for check in (order.store_behind_a_write, order.load_behind_a_read):
                     wrong = [check() for _ in range(repeats)]
-                    print(json.dumps({"check": check.__name__, "event": event, "repeats": repeats,
+                    print(json.dumps({"check": check.__name__, "waits": waits.name.lower(),
+                                      "repeats": repeats,
                                       "repeats_with_wrong_pages": sum(map(bool, wrong)),
                                       "transport": worker.core.access.transport().name}))
-                    good &= any(wrong) != event
+                    good &= any(wrong) == (waits is Waits.NOBODY)
                 worker.close()
     print("order:", "as it should be" if good else "WRONG")
     return int(not good)

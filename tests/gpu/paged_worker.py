@@ -4,6 +4,7 @@ On a GPU its cache is what FlashAttention has in vLLM 0.26 and later (a strided 
 layer) and the node is given it by CUDA IPC; on a CPU the same code goes through shared memory.
 """
 
+import enum
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,7 +25,6 @@ from flashquant.vllm.gpu_cache import gpu_cache
 from flashquant.vllm.jobs import LoadJob, SaveJob, StepJobs
 from flashquant.vllm.rows_view import RowsView
 from flashquant.vllm.staging import smallest_segment
-from flashquant.vllm.transport import ComputeMark
 from flashquant.vllm.worker_core import WorkerCore
 from flashquant.wire import Profile
 
@@ -35,23 +35,29 @@ BLOCKS_PER_CHECK = 32
 POISON = -23131  # 0xA5A5
 
 
+class Waits(enum.Enum):
+    """Who waits for the engine's stream before the node touches its blocks."""
+
+    CONNECTOR = enum.auto()  # as in vLLM: an event a job, on the job's thread
+    NODE = enum.auto()       # the event that the segment is registered with
+    NOBODY = enum.auto()     # a control for tests
+
+
 class PagedWorker:
     """One thread. `shared`: whether the node may use the cache in place (GPU only)."""
 
     def __init__(self, endpoint: str, shape: Shape, codec_set: CodecSet | None, device: str,
-                 blocks: int, chunk_tokens: int = 16, shared: bool = True, event: bool = True,
-                 staging_bytes: int = STAGING_BYTES) -> None:
-        """`blocks`: of 64 tokens; `event`: whether the node is told what to wait for.
-
-        RuntimeError: no session within a minute.
-        """
+                 blocks: int, chunk_tokens: int = 16, shared: bool = True,
+                 waits: Waits = Waits.CONNECTOR, staging_bytes: int = STAGING_BYTES) -> None:
+        """`blocks`: of 64 tokens. RuntimeError: no session within a minute."""
         self.shape, self.device, self.chunk_tokens = shape, torch.device(device), chunk_tokens
         self.chunks_per_block = BLOCK_TOKENS // chunk_tokens
         size = (blocks * self.chunks_per_block, chunk_tokens, shape.heads, 2 * shape.head_size)
         self.tensors = [torch.full(size, POISON, dtype=torch.int16, device=device)
                         .view(torch.float16).permute(0, 2, 1, 3) for _ in range(shape.layers)]
         self.free = list(range(size[0]))
-        self.view, self.mark, memory = self._register(shared, event)
+        self._event = torch.cuda.Event(interprocess=True) if waits is Waits.NODE else None
+        self.view, memory = self._register(shared)
         self.namespace = shape.namespace(codec_set.id if codec_set else b"")
         self.namespace_name = f"gpu-test/{shape.name}"
         spec = SessionSpec(
@@ -60,22 +66,32 @@ class PagedWorker:
             bytes_beside_device=smallest_segment(self.view))
         self.client = Client(endpoint, spec, DEADLINES)
         self.core = WorkerCore(self.client, self.view, rows_packing(shape.head_size), chunk_tokens,
-                               self.mark)
+                               self.device if self._connector_waits(waits) else None)
         self.counters: dict[str, float] = {}
         self.bad_blocks: set[int] = set()
         if not self.client.wait_ready(READY_S):
             raise RuntimeError(f"no session at {endpoint} within {READY_S:.0f} s")
 
-    def _register(self, shared: bool, event: bool) -> tuple[RowsView, ComputeMark | None,
-                                                            DeviceMemory | None]:
+    def _register(self, shared: bool) -> tuple[RowsView, DeviceMemory | None]:
         rows = len(self.tensors[0]), self.shape.heads, self.shape.head_size
         if self.device.type == "cpu":
-            return RowsView(self.tensors, *rows), None, None
+            return RowsView(self.tensors, *rows), None
         cache = gpu_cache(self.tensors, *rows, blocks_stay=True)
-        if shared and cache.shared is None:
+        if not shared:
+            return cache.view, None
+        if cache.shared is None:
             raise RuntimeError("the cache cannot be shared, see the log")
-        memory = cache.shared if event else DeviceMemory(cache.view.memory(), b"")
-        return cache.view, cache.mark, memory if shared else None
+        if self._event is None:
+            return cache.view, cache.shared
+        self._event.record()
+        return cache.view, DeviceMemory(cache.view.memory(), self._event.ipc_handle())
+
+    def _connector_waits(self, waits: Waits) -> bool:
+        return self.device.type == "cuda" and waits is Waits.CONNECTOR
+
+    def _record(self) -> None:
+        if self._event is not None:
+            self._event.record()
 
     def close(self) -> None:
         """Ends the session."""
@@ -147,6 +163,7 @@ class PagedWorker:
         end = begin + len(ids) // self.chunks_per_block
         job = SaveJob(request, begin, chain.keys(begin, end),
                       chain.keys(max(0, begin - 2), begin), ids, profile)
+        self._record()
         self.core.stage_saves(StepJobs(saves=[job]))
 
     def finish(self, request: str) -> None:
@@ -164,6 +181,7 @@ class PagedWorker:
         """Starts a load of blocks [begin, end) of a chain with these keys into `ids`."""
         job = LoadJob(request, keys, begin * BLOCK_TOKENS, end * BLOCK_TOKENS, ids,
                       floor)
+        self._record()
         self.core.submit_loads(StepJobs(loads=[job]))
 
     def step(self) -> tuple[set[str], set[str], set[int]]:

@@ -84,11 +84,11 @@ class CallBench:
     def _store(self, count: int, profile: Profile) -> float:
         self._chains += 1
         self._chain = self._worker.chain(f"speed-{self._chains}", count)
-        self._mark()
+        self._settle()
         begin_s = time.perf_counter()
         hold = self._transport.begin_save(*self._row(self.source, count))
-        if hold.copied is not None:
-            hold.copied.synchronize()
+        if hold.ready is not None:
+            hold.ready.synchronize()
         statuses = self._worker.client.store(self._link, pb.StoreRequest(
             session_id=self._link.session_id, profile=profile, keys=self._chain.keys(0, count),
             pages=self._transport.pages(hold)))
@@ -98,10 +98,9 @@ class CallBench:
             raise RuntimeError(f"store of {count} blocks: {statuses}")
         return seconds
 
-    def _mark(self) -> None:
-        if self._worker.mark is not None:
+    def _settle(self) -> None:
+        if self._worker.device.type == "cuda":
             torch.cuda.synchronize()
-            self._worker.mark.record()
 
     def _loads(self, count: int, profile: Profile, calls: int) -> tuple[list[float], int]:
         """Seconds of loads of the last chain; wrong pages of the last one."""
@@ -116,7 +115,7 @@ class CallBench:
 
     def _load(self, count: int, profile: Profile, lease_id: bytes) -> float:
         place, chunks = self._row(self.target, count)
-        self._mark()
+        self._settle()
         begin_s = time.perf_counter()
         hold = self._transport.begin_load(place, chunks, 1.0)
         reply = self._worker.client.load(self._link, pb.LoadRequest(
@@ -160,6 +159,8 @@ def copies(device: str, size: int = 4 << 30, calls: int = 15) -> list[dict]:
     for _ in range(calls):
         for name, pair in pairs.items():
             seconds[name].append(timed(lambda pair=pair: copy(*pair)))
+    del source, target, pairs, pair
+    torch.cuda.empty_cache()
     return [{"name": name, **summary(values, size)} for name, values in seconds.items()]
 
 

@@ -95,7 +95,7 @@ class Worker:
         self.view = RowsView(self.tensors, BLOCKS, HEADS, SIZE)
         least = smallest_segment(self.view)
         spec = SessionSpec("device-test", NAMESPACE, (0, LAYERS), (0, HEADS), segment_bytes=8 << 20,
-                           device=DeviceMemory(self.view.memory(), b""), bytes_beside_device=least)
+                           device=DeviceMemory(self.view.memory()), bytes_beside_device=least)
         self.client = Client(node.endpoint, spec, deadlines)
         self.core = WorkerCore(self.client, self.view, rows_packing(SIZE), tokens)
         assert self.client.wait_ready(5)
@@ -293,7 +293,7 @@ def test_packet_without_event_and_with(gpu):
     packet = DeviceMemory(view.memory(), b"e" * 64).packet(b"s" * 16)
     assert len(packet) == 128 + 72 + 16 * LAYERS
     assert packet[60:64] == b"\1\0\0\0" and packet[64:128] == b"e" * 64
-    assert DeviceMemory(view.memory(), b"").packet(b"s" * 16)[60:128] == bytes(68)
+    assert DeviceMemory(view.memory()).packet(b"s" * 16)[60:128] == bytes(68)
     with pytest.raises(DeviceMemoryError, match="64 bytes, got 3"):
         DeviceMemory(view.memory(), b"abc")
 
@@ -302,7 +302,7 @@ def test_layer_over_two_allocations_is_refused(gpu):
     layer, = hnd(gpu, 16)[:1]
     memory = RowsView([layer], BLOCKS, HEADS, SIZE).memory()
     with pytest.raises(DeviceMemoryError, match="it spans several"):
-        DeviceMemory([replace(memory[0], size=memory[0].size + 1)], b"")
+        DeviceMemory([replace(memory[0], size=memory[0].size + 1)])
 
 
 @pytest.mark.parametrize("shape", [(40, 16, 3, 128), (3, 40, 16, 3, 64), (2, 2, 16, 3, 64),

@@ -47,8 +47,9 @@ class LayerMemory:
 class DeviceMemory:
     """Exported once, on a thread with a CUDA context; registered by every session anew."""
 
-    def __init__(self, layers: Sequence[LayerMemory], event_handle: bytes) -> None:
-        """`layers`: in the session's order; `event_handle`: `cudaIpcEventHandle_t`, or empty.
+    def __init__(self, layers: Sequence[LayerMemory], event_handle: bytes = b"") -> None:
+        """`layers`: in the session's order; `event_handle`: `cudaIpcEventHandle_t` of an event
+        behind which the node works. Without one, whoever asks for a Store or Load has waited.
 
         DeviceMemoryError when the driver cannot share one of the allocations.
         """

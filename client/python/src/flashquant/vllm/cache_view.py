@@ -44,11 +44,8 @@ class CacheView:
             for at, first, count in runs_of(ids):
                 target[:, at:at + count].copy_(part[:, first:first + count])
 
-    def scatter(self, ids: np.ndarray, source: torch.Tensor, after: None = None) -> None:
-        """Copies `source` [layers][len(ids)][words] to chunks `ids` of all layers.
-
-        `after` is for GPUs: on a CPU nothing is under way.
-        """
+    def scatter(self, ids: np.ndarray, source: torch.Tensor) -> None:
+        """Copies `source` [layers][len(ids)][words] to chunks `ids` of all layers."""
         for begin, part in self._layers():
             rows = source[begin:begin + part.shape[0]]
             for at, first, count in runs_of(ids):

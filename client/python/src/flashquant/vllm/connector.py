@@ -192,7 +192,7 @@ class FlashQuantConnector(KVConnectorBase_V1):
             engine.rank, engine.checked_staging(cache.view), device=cache.shared,
             bytes_beside_device=smallest_segment(cache.view))
         self._worker = WorkerCore(self._client, cache.view, self._packing, engine.block_tokens,
-                                  cache.mark)
+                                  tensors[0].device)
 
     @guarded(lambda: None)
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:

@@ -8,7 +8,6 @@ import torch
 from flashquant.device_memory import DeviceMemoryError
 from flashquant.device_segment import DeviceMemory
 from flashquant.vllm.rows_view import RowsView
-from flashquant.vllm.transport import ComputeMark
 
 log = logging.getLogger("flashquant")
 
@@ -18,24 +17,22 @@ class GpuCache:
     """`shared`: what a node on the same GPU may register; None: pages go through host memory."""
 
     view: RowsView
-    mark: ComputeMark
     shared: DeviceMemory | None
 
 
 def gpu_cache(tensors: list[torch.Tensor], blocks: int, heads: int, head_size: int,
               blocks_stay: bool) -> GpuCache:
-    """On the model's thread. ValueError: tensors that cannot be cached at all.
+    """ValueError: tensors that cannot be cached at all.
 
     `blocks_stay`: the engine keeps a running request's blocks as they are (no sliding window).
     """
     view = RowsView(tensors, blocks, heads, head_size)
-    mark = ComputeMark(tensors[0].device)
     try:
         if not blocks_stay:
             raise ValueError("a sliding window frees blocks while they may still be read")
         view.device_layout()
-        shared = DeviceMemory(view.memory(), mark.handle())
+        shared = DeviceMemory(view.memory())
     except (ValueError, DeviceMemoryError) as error:
         log.warning("FlashQuant: the KV cache cannot be shared with a node on this GPU: %s", error)
         shared = None
-    return GpuCache(view, mark, shared)
+    return GpuCache(view, shared)

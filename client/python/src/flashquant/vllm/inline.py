@@ -13,7 +13,7 @@ from flashquant.vllm.geometry import Packing
 from flashquant.vllm.staging import View, unit_bytes
 from flashquant.vllm.cache_view import WORD
 from flashquant.vllm.placement import Placement
-from flashquant.vllm.transport import STAGED_STORE_BLOCKS, ComputeMark, Hold
+from flashquant.vllm.transport import STAGED_STORE_BLOCKS, Hold
 from flashquant.wire import pages_at
 
 ELEMENTS = {2: torch.int16, 4: torch.int32}  # bits are copied, not numbers
@@ -25,9 +25,9 @@ class Inline:
     name = "inline"
     store_limit_s = math.inf
 
-    def __init__(self, link: Link, view: View, packing: Packing, mark: ComputeMark | None) -> None:
+    def __init__(self, link: Link, view: View, packing: Packing) -> None:
         """ValueError: not even one block of this model fits into a message."""
-        self.link, self._view, self._packing, self._mark = link, view, packing, mark
+        self.link, self._view, self._packing = link, view, packing
         units = link.info.max_inline_bytes // unit_bytes(view)
         if units == 0:
             raise ValueError(f"a block of this model has {unit_bytes(view)} bytes, the node takes "
@@ -44,8 +44,7 @@ class Inline:
     def deliver(self, hold: Hold, reply: pb.LoadResponse, begin: int, end: int) -> None:
         """See Transport."""
         chunks = self._chunks_of(hold.placement, reply.payload, count_delivered(reply))
-        self._view.scatter(hold.chunk_ids[begin:end], chunks[:, begin:end],
-                           self._mark.event if self._mark else None)
+        self._view.scatter(hold.chunk_ids[begin:end], chunks[:, begin:end])
 
     def _chunks_of(self, place: Placement, payload: bytes, blocks: int) -> torch.Tensor:
         """Dense rows of the first blocks as chunks [layers][chunks][words]."""
@@ -81,8 +80,7 @@ class Inline:
         if not self._room.acquire(blocking=False):
             return None
         staged = torch.empty(self._view.layers, placement.chunks, self._view.words, dtype=WORD)
-        copied = self._view.gather(chunk_ids, staged)
-        return Hold(placement, chunk_ids, staged, copied)
+        return Hold(placement, chunk_ids, staged, self._view.gather(chunk_ids, staged))
 
     def end_save(self, hold: Hold) -> None:
         """See Transport."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import grpc
 import numpy as np
+import torch
 
 from flashquant.client import Match
 from flashquant.keys import BLOCK_TOKENS
@@ -45,7 +46,9 @@ class Loader:
     """One job; make one per job."""
 
     def __init__(self, access: PageAccess, job: LoadJob, cancelled: threading.Event,
-                 timeout_s: float) -> None:
+                 timeout_s: float, after: torch.cuda.Event | None = None) -> None:
+        """`after`: what the engine may still do with the blocks, on a GPU."""
+        self._after = after
         self._access, self._client, self._job = access, access.client, job
         self._cancelled = cancelled
         self._deadline_s = time.monotonic() + timeout_s
@@ -61,6 +64,8 @@ class Loader:
         job, transport = self._job, self._access.transport()
         pending = transport and self._client.lookup_later(job.keys, job.floor, lease=True,
                                                           link=transport.link)
+        if self._after is not None:
+            self._after.synchronize()
         match = pending.result() if pending else None
         if match is None:
             return job.begin_token

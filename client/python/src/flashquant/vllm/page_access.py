@@ -3,13 +3,15 @@
 import logging
 import threading
 
+import torch
+
 from flashquant.client import Client
 from flashquant.link import Link
 from flashquant.vllm.geometry import Packing
 from flashquant.vllm.inline import Inline
 from flashquant.vllm.placement import Placement
 from flashquant.vllm.staging import View
-from flashquant.vllm.transport import ComputeMark, Direct, Staged, Transport
+from flashquant.vllm.transport import Direct, Staged, Transport
 
 log = logging.getLogger("flashquant")
 
@@ -37,9 +39,9 @@ class PageAccess:
     """See the head of the file. Thread-safe."""
 
     def __init__(self, client: Client, view: View, packing: Packing, block_tokens: int,
-                 mark: ComputeMark | None = None) -> None:
-        """`mark`: of an engine on a GPU."""
-        self.client, self.view, self.block_tokens, self.mark = client, view, block_tokens, mark
+                 device: torch.device | None = None) -> None:
+        """`device`: the GPU of the cache, on whose stream the engine works."""
+        self.client, self.view, self.block_tokens, self.device = client, view, block_tokens, device
         self.counters = Counters()
         self.closing = threading.Event()
         self._packing = packing
@@ -75,9 +77,11 @@ class PageAccess:
 
     def _make(self, link: Link) -> Transport:
         if link.segment is None:
-            return Inline(link, self.view, self._packing, self.mark)
-        staged = Staged(link, self.view, self._packing, self.mark)
-        return Direct(link, self.view, staged) if link.device_segment else staged
+            return Inline(link, self.view, self._packing)
+        staged = Staged(link, self.view, self._packing, self.device)
+        if link.device_segment is None:
+            return staged
+        return Direct(link, self.view, staged, self.device)
 
     def _tell(self, text: str, level: int) -> None:
         """Logs it, once in a row."""

@@ -97,20 +97,17 @@ class RowsView:
             target.copy_(chunks, non_blocking=True)
         if self._stream is None:
             return None
-        event = torch.cuda.Event()
+        event = torch.cuda.Event(blocking=True)
         event.record()
         return event
 
-    def scatter(self, ids: np.ndarray, source: torch.Tensor,
-                after: torch.cuda.Event | None = None) -> None:
-        """Copies `source` [layers][len(ids)][words] to chunks `ids` of all layers, behind the
-        work that `after` marks; returns when they are there."""
+    def scatter(self, ids: np.ndarray, source: torch.Tensor) -> None:
+        """Copies `source` [layers][len(ids)][words] to chunks `ids` of all layers; returns when
+        they are there. The engine's stream must be done with those chunks."""
         if self._stream is None:
             self._scatter(ids, source)
             return
         with torch.cuda.stream(self._stream):
-            if after is not None:
-                self._stream.wait_event(after)
             self._scatter(ids, source)
         self._stream.synchronize()
 

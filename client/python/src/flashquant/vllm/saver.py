@@ -115,8 +115,8 @@ class Saver:
 
     def _send(self, staged: Staged) -> None:
         transport, hold = staged.transport, staged.hold
-        if hold.copied is not None:
-            hold.copied.synchronize()
+        if hold.ready is not None:
+            hold.ready.synchronize()
         if not self._access.lives(transport):
             self._counters.add("dropped_save_blocks", hold.placement.blocks)
             return

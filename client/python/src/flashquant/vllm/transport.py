@@ -36,7 +36,7 @@ class Hold:
     placement: Placement
     chunk_ids: np.ndarray
     region: Region | None = None
-    copied: torch.cuda.Event | None = None  # a save waits for it before its Store
+    ready: torch.cuda.Event | None = None  # a save waits for it before its Store
 
 
 class Transport(Protocol):
@@ -75,22 +75,11 @@ class Transport(Protocol):
         """Waits until the node no longer uses the engine's blocks for a call without a reply."""
 
 
-class ComputeMark:
-    """Marks how far the engine's stream is, for other streams and for the node."""
-
-    def __init__(self, device: torch.device) -> None:
-        """On the model's thread."""
-        self.device = device
-        self.event = torch.cuda.Event(interprocess=True)
-        self.record()
-
-    def record(self) -> None:
-        """On the model's thread: behind all that it has launched."""
-        self.event.record(torch.cuda.current_stream(self.device))
-
-    def handle(self) -> bytes:
-        """`cudaIpcEventHandle_t`."""
-        return self.event.ipc_handle()
+def mark_stream(device: torch.device) -> torch.cuda.Event:
+    """What the engine has launched by now; on the model's thread. Wait for it on another."""
+    event = torch.cuda.Event(blocking=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 class Staged:
@@ -98,10 +87,11 @@ class Staged:
 
     store_limit_s = math.inf
 
-    def __init__(self, link: Link, view: View, packing: Packing, mark: ComputeMark | None) -> None:
-        self.link, self._view, self._packing, self._mark = link, view, packing, mark
+    def __init__(self, link: Link, view: View, packing: Packing,
+                 device: torch.device | None) -> None:
+        self.link, self._view, self._packing = link, view, packing
         self._staging = Staging(link.segment.view, view)
-        pinned = mark is not None and pin(self, mark.device, link.segment.view, self._staging)
+        pinned = device is not None and pin(self, device, link.segment.view, self._staging)
         self.name = "pinned" if pinned else "shared-memory"
         self.load_blocks = self._staging.load_blocks
         self.save_blocks = min(STAGED_STORE_BLOCKS, self._staging.save_blocks)
@@ -116,8 +106,7 @@ class Staged:
     def deliver(self, hold: Hold, reply: pb.LoadResponse, begin: int, end: int) -> None:
         """See Transport."""
         rows = self._staging.chunks(hold.region, hold.placement.chunks)
-        self._view.scatter(hold.chunk_ids[begin:end], rows[:, begin:end],
-                           self._mark.event if self._mark else None)
+        self._view.scatter(hold.chunk_ids[begin:end], rows[:, begin:end])
 
     def end_load(self, hold: Hold) -> None:
         """See Transport."""
@@ -130,8 +119,8 @@ class Staged:
         region = self._staging.ring.take(size)
         if region is None:
             return None
-        copied = view.gather(chunk_ids, self._staging.chunks(region, placement.chunks))
-        return Hold(placement, chunk_ids, region, copied)
+        ready = view.gather(chunk_ids, self._staging.chunks(region, placement.chunks))
+        return Hold(placement, chunk_ids, region, ready)
 
     def end_save(self, hold: Hold) -> None:
         """See Transport."""
@@ -176,9 +165,10 @@ class Direct:
     name = "device"
     store_limit_s = 2.0  # the engine's blocks are held so long
 
-    def __init__(self, link: Link, view: RowsView, partial: Transport) -> None:
-        """ValueError: the node cannot address pages like these."""
-        self.link, self._view, self.partial = link, view, partial
+    def __init__(self, link: Link, view: RowsView, partial: Transport,
+                 device: torch.device | None) -> None:
+        """`device`: of the stream to wait for. ValueError: the node cannot address such pages."""
+        self.link, self._view, self.partial, self._device = link, view, partial, device
         self._layout = view.device_layout()
         self.load_blocks = self.save_blocks = DIRECT_BLOCKS
 
@@ -194,7 +184,7 @@ class Direct:
 
     def begin_save(self, placement: Placement, chunk_ids: np.ndarray) -> Hold:
         """See Transport. The engine must keep its blocks until end_save()."""
-        return Hold(placement, chunk_ids)
+        return Hold(placement, chunk_ids, ready=mark_stream(self._device) if self._device else None)
 
     def end_save(self, hold: Hold) -> None:
         """Nothing is held."""

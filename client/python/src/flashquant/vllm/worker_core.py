@@ -9,6 +9,9 @@ import queue
 import threading
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
 
 from flashquant.client import Client
 from flashquant.vllm.geometry import Packing
@@ -17,7 +20,7 @@ from flashquant.vllm.loader import Loader
 from flashquant.vllm.page_access import PageAccess
 from flashquant.vllm.saver import Saver
 from flashquant.vllm.staging import View
-from flashquant.vllm.transport import ComputeMark
+from flashquant.vllm.transport import mark_stream
 
 log = logging.getLogger("flashquant")
 
@@ -26,18 +29,27 @@ SHUTDOWN_S = 2.0
 PREEMPTED_S = 2.0  # a node that is alive has long answered by then
 
 
+@dataclass(frozen=True)
+class Submitted:
+    """A load that waits for a thread."""
+
+    job: LoadJob
+    cancelled: threading.Event
+    submitted_s: float
+    after: torch.cuda.Event | None  # the engine's work before it
+
+
 class WorkerCore:
     """See the head of the file."""
 
     def __init__(self, client: Client, view: View, packing: Packing, block_tokens: int,
-                 mark: ComputeMark | None = None) -> None:
+                 device: torch.device | None = None) -> None:
         """Starts the client and the threads. `block_tokens`: size of the engine's blocks;
-        `mark`: of an engine on a GPU."""
-        self._client, self._block_tokens, self._mark = client, block_tokens, mark
-        self.access = PageAccess(client, view, packing, block_tokens, mark)
+        `device`: the GPU of the cache."""
+        self._client, self._block_tokens, self._device = client, block_tokens, device
+        self.access = PageAccess(client, view, packing, block_tokens, device)
         self._saver = Saver(self.access)
-        self._jobs: queue.SimpleQueue[tuple[LoadJob, threading.Event, float] | None] = (
-            queue.SimpleQueue())
+        self._jobs: queue.SimpleQueue[Submitted | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # guards the three below
         self._running: dict[str, threading.Event] = {}
         self._finished: set[str] = set()
@@ -50,13 +62,12 @@ class WorkerCore:
 
     def submit_loads(self, jobs: StepJobs) -> None:
         """Starts the loads of a step, behind what the model's stream does by now."""
-        if jobs.loads and self._mark is not None:
-            self._mark.record()
+        after = mark_stream(self._device) if jobs.loads and self._device else None
         for job in jobs.loads:
             cancelled = threading.Event()
             with self._lock:
                 self._running[job.request_id] = cancelled
-            self._jobs.put((job, cancelled, time.monotonic()))
+            self._jobs.put(Submitted(job, cancelled, time.monotonic(), after))
 
     def stage_saves(self, jobs: StepJobs) -> None:
         """Takes what a step saves.
@@ -65,8 +76,6 @@ class WorkerCore:
         wait_preempted() returned, or take_saved() named the request.
         """
         begin_s = time.perf_counter()
-        if jobs.saves and self._mark is not None:
-            self._mark.record()
         for job in jobs.saves:
             self._saver.stage(job)
         if jobs.saves:
@@ -125,15 +134,16 @@ class WorkerCore:
 
     def _load_all(self) -> None:
         while (entry := self._jobs.get()) is not None:
-            self._load(*entry)
+            self._load(entry)
 
-    def _load(self, job: LoadJob, cancelled: threading.Event, submitted_s: float) -> None:
+    def _load(self, entry: Submitted) -> None:
+        job, cancelled, submitted_s = entry.job, entry.cancelled, entry.submitted_s
         good_end = job.begin_token
         try:
             waited_s = time.monotonic() - submitted_s
             timeout_s = self._client.deadlines.load_s - waited_s
             if timeout_s > 0 and not cancelled.is_set():
-                good_end = Loader(self.access, job, cancelled, timeout_s).run()
+                good_end = Loader(self.access, job, cancelled, timeout_s, entry.after).run()
         except Exception:
             log.exception("FlashQuant: a load failed")
         bad = job.block_ids[(good_end - job.begin_token) // self._block_tokens:]
