@@ -2,7 +2,7 @@
 """The GPU-resident node as workers see it; keeps its figures as tests/bench/results/node_gpu.json.
 
     tests/gpu/bench_node.py [--build build/release] [--device cuda|cpu] [--output FILE]
-        [--scenario speed rivals capacity mixed] [--seconds 90] [--commit NAME]
+        [--scenario speed rivals capacity mixed] [--seconds 90] [--quick] [--commit NAME]
 
 Writes the file after every scenario, so that one that fails loses no other; exit code 1 then. With
 --device cpu everything but the figures' worth is the same: small shapes, through shared memory.
@@ -41,6 +41,7 @@ class Bench:
     def __init__(self, arguments: argparse.Namespace, folder: Path) -> None:
         self._binary = node_binary(arguments.build.absolute())
         self._device, self._seconds, self._folder = arguments.device, arguments.seconds, folder
+        self._quick = arguments.quick
         self.gpu = torch.device(arguments.device).type == "cuda"
         self._codecs: dict[str, tuple[Path, CodecSet]] = {}
 
@@ -60,6 +61,8 @@ class Bench:
         results = copies(self._device) if self.gpu else []
         plan = [("70b", tuple(Profile)), ("8b", (Profile.COMPACT,))] if self.gpu else [
             ("tiny", tuple(Profile))]
+        if self._quick:
+            plan = [(plan[0][0], (Profile.COMPACT,))]
         for name, profiles in plan:
             results += measure_speed(self._binary, SHAPES[name], self._codec(name), self._device,
                                      self._node("30GiB"), profiles,
@@ -75,6 +78,8 @@ class Bench:
     def capacity(self) -> list[dict]:
         """(c)."""
         name, blocks, samples = ("70b", LONG_BLOCKS, 6) if self.gpu else ("tiny", 300, 10)
+        if self._quick:
+            blocks, samples = blocks // 4, 1
         return measure_capacity(self._binary, SHAPES[name], self._codec(name), self._device, blocks,
                                 self._node("8GiB"), samples)
 
@@ -104,6 +109,7 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--output", type=Path, default=ROOT / "tests/bench/results/node_gpu.json")
     parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=SCENARIOS)
+    parser.add_argument("--quick", action="store_true", help="less of all, to see that it works")
     parser.add_argument("--seconds", type=float, default=90, help="of the mixed load")
     parser.add_argument("--commit", help="default: that of the working tree")
     arguments = parser.parse_args()
