@@ -48,10 +48,14 @@ class DeviceMapping {
   virtual uint64_t bytes() const = 0;
 };
 
-// An event that another process records on its stream. Immutable.
+// An event that another process records on its stream. Any thread. It is for the host to wait: a
+// stream that waits for the event of a process that is killed first waits forever.
 class WorkerEvent {
  public:
   virtual ~WorkerEvent() = default;
+  // Whether all is done that it was last recorded behind, or it was never recorded. What is queued
+  // after that sees it. Internal: the CUDA call failed.
+  virtual absl::StatusOr<bool> Done() const = 0;
 };
 
 // Keys and values as one worker holds them on the device. Element (layer, chunk, token, head,

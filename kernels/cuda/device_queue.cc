@@ -9,7 +9,6 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/decode_pages.h"
-#include "kernels/cuda/device_event.h"
 #include "kernels/cuda/encode_pages.h"
 
 namespace fq {
@@ -107,20 +106,18 @@ CudaQueue::~CudaQueue() {
 }
 
 absl::Status CudaQueue::WaitFor(const WorkerEvent& event) {
-  FQ_RETURN_IF_CUDA_ERROR(cudaSetDevice(ordinal_));
-  const cudaEvent_t own = static_cast<const CudaEvent&>(event).get();
   const auto begin = std::chrono::steady_clock::now();
-  cudaError_t state = cudaEventQuery(own);
-  while (state == cudaErrorNotReady) {
+  FQ_ASSIGN_OR_RETURN(bool done, event.Done());
+  while (!done) {
     const auto waited = std::chrono::steady_clock::now() - begin;
     if (waited > kEventPatience) {
       return absl::DeadlineExceededError(absl::StrCat(
           "device: the worker's event has not come within ", kEventPatience.count(), " s"));
     }
     if (waited > kSpin) std::this_thread::sleep_for(kNap);
-    state = cudaEventQuery(own);
+    FQ_ASSIGN_OR_RETURN(done, event.Done());
   }
-  return CudaStatus(state, "cudaEventQuery");
+  return absl::OkStatus();
 }
 
 absl::Status CudaQueue::Encode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,

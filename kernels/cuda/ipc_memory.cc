@@ -177,13 +177,15 @@ absl::StatusOr<std::unique_ptr<DeviceMapping>> MapShared(const SharedAllocation&
 
 absl::StatusOr<std::unique_ptr<WorkerEvent>> OpenSharedEvent(const IpcHandle& handle) {
   FQ_RETURN_IF_ERROR(CheckDevice());
+  int device = 0;
+  FQ_RETURN_IF_CUDA_ERROR(cudaGetDevice(&device));
   cudaIpcEventHandle_t own;
   static_assert(sizeof(own) == sizeof(handle));
   std::memcpy(&own, handle.data(), sizeof(own));
   cudaEvent_t event = nullptr;
   FQ_RETURN_IF_ERROR(
       WrongHandle(CudaStatus(cudaIpcOpenEventHandle(&event, own), "cudaIpcOpenEventHandle")));
-  return std::make_unique<CudaEvent>(event);
+  return std::make_unique<CudaEvent>(device, event);
 }
 
 }  // namespace fq

@@ -5,7 +5,6 @@
 #include <unistd.h>
 
 #include <atomic>
-#include <condition_variable>
 #include <cstring>
 #include <map>
 #include <mutex>
@@ -32,7 +31,6 @@ struct HostWorkerMemory::State {
 
 struct HostWorkerEvent::State {
   std::mutex mutex;
-  std::condition_variable changed;
   int64_t recorded = 0, completed = 0;  // guarded by the mutex
 };
 
@@ -175,17 +173,20 @@ class HostMapping final : public DeviceMapping {
   const GuardedMemory memory_;
 };
 
-class OpenedEvent final : public HostOpenedEvent {
+class OpenedEvent final : public WorkerEvent {
  public:
-  explicit OpenedEvent(std::shared_ptr<HostWorkerEvent::State> state) : state_(std::move(state)) {}
+  OpenedEvent(std::shared_ptr<HostDevice::State> device,
+              std::shared_ptr<HostWorkerEvent::State> state)
+      : device_(std::move(device)), state_(std::move(state)) {}
 
-  bool Wait() const override {
-    std::unique_lock lock(state_->mutex);
-    return state_->changed.wait_for(lock, kEventPatience,
-                                    [&] { return state_->completed == state_->recorded; });
+  absl::StatusOr<bool> Done() const override {
+    FQ_RETURN_IF_ERROR(device_->faults->Check());
+    const std::lock_guard lock(state_->mutex);
+    return state_->completed == state_->recorded;
   }
 
  private:
+  const std::shared_ptr<HostDevice::State> device_;
   const std::shared_ptr<HostWorkerEvent::State> state_;
 };
 
@@ -235,7 +236,6 @@ void HostWorkerEvent::Record() {
 void HostWorkerEvent::Complete() {
   const std::lock_guard lock(state_->mutex);
   state_->completed = state_->recorded;
-  state_->changed.notify_all();
 }
 
 HostDevice::HostDevice(uint64_t total_bytes) : state_(std::make_shared<State>()) {
@@ -297,7 +297,7 @@ absl::StatusOr<std::unique_ptr<WorkerEvent>> HostDevice::OpenEvent(const IpcHand
   FQ_RETURN_IF_ERROR(state_->faults->Check());
   std::shared_ptr<HostWorkerEvent::State> event = Events().Find(handle);
   if (event == nullptr) return absl::InvalidArgumentError("device: no such event handle");
-  return std::make_unique<OpenedEvent>(std::move(event));
+  return std::make_unique<OpenedEvent>(state_, std::move(event));
 }
 
 absl::StatusOr<std::unique_ptr<const DeviceCodec>> HostDevice::CreateCodec(

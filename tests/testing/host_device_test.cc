@@ -33,16 +33,17 @@ TEST(HostDevice, Lose_EveryCallFails) {
   EXPECT_EQ(device.CreateSpace(1).status().code(), absl::StatusCode::kInternal);
 }
 
-TEST(HostDevice, WaitFor_EventThatNeverComes_DeadlineExceeded) {
+TEST(HostDevice, Event_DoneFromCompleteToTheNextRecord) {
   HostDevice device;
   HostWorkerEvent event;
   const auto opened = *device.OpenEvent(event.handle());
-  const auto queue = *device.CreateQueue(true);
+  EXPECT_TRUE(*opened->Done());
   event.Record();
-  EXPECT_EQ(queue->WaitFor(*opened).code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_FALSE(*opened->Done());
   event.Complete();
-  EXPECT_TRUE(queue->WaitFor(*opened).ok());
-  EXPECT_TRUE(queue->Finish().ok());
+  EXPECT_TRUE(*opened->Done());
+  device.Lose();
+  EXPECT_EQ(opened->Done().status().code(), absl::StatusCode::kInternal);
 }
 
 TEST(HostDevice, Mappings_CountedUntilClosed) {

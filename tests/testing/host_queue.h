@@ -38,13 +38,6 @@ class HostCodec final : public DeviceCodec {
   const std::unique_ptr<const SlabCodec> slabs_;
 };
 
-// An event that a queue can wait for.
-class HostOpenedEvent : public WorkerEvent {
- public:
-  // Waits until the work before the event's last record is done; false after kEventPatience.
-  virtual bool Wait() const = 0;
-};
-
 class HostQueue final : public DeviceQueue {
  public:
   explicit HostQueue(std::shared_ptr<HostFaults> faults) : faults_(std::move(faults)) {}
