@@ -1,7 +1,8 @@
 """Models by the shape of their KV cache, and a codec set for each, made up but complete.
 
-The set's transforms are random rotations, its tables products of the best scalar levels for a unit
-Gaussian: rows of independent unit Gaussians (pages.py) are what it expects, in every head.
+The set's transforms are Hadamard with random signs and order, its tables products of the best
+scalar levels for a unit Gaussian: rows of independent unit Gaussians (pages.py) are what it
+expects, in every head.
 """
 
 import itertools
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from flashquant.calibrate.tables import chain_words, half_words
-from flashquant.codec import LEVELS
+from flashquant.codec import LEVELS, hadamard
 from flashquant.codec_set import GROUP, LOSS_NUMBERS, CodecSet, Profile, row_dtype, write_codec_set
 from flashquant.keys import BLOCK_TOKENS, Namespace
 from flashquant.v1 import kv_cache_pb2 as pb
@@ -59,8 +60,10 @@ def made_up_codec_set(shape: Shape, seed: int = 7) -> CodecSet:
         rows[part]["class4"] = half_words(table(4))
         rows[part]["class2"] = chain_words(table(2))
         rows[part]["class1"] = chain_words(table(1).reshape(-1, 4)).reshape(256, 2)
+    plain = hadamard(size).numpy()
     for index in np.ndindex(rows.shape):
-        rotation = np.linalg.qr(random.standard_normal((size, size)))[0].astype(np.float32)
+        rotation = (plain * random.choice((-1, 1), size).astype(np.float32))[
+            random.permutation(size)]
         rows["A"][index], rows["Ai"][index] = rotation, rotation.T
         profile = profiles[profile_of[index[:2]]]
         classes = profile.v if index[2] else profile.k
