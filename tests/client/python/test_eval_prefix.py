@@ -6,6 +6,7 @@ from test_codec_set import random_codec_set
 from tiny_model import make_model
 
 from flashquant.codec import decode_fq, encode_fq, row_codecs
+from flashquant.evaluate import scoring
 from flashquant.evaluate.codecs import CODEC_NAMES, NamedCodec, make_codec, sink_rows
 from flashquant.evaluate.prefix import (
     NEW_TOKENS, LoadedRows, PrefixEvaluation, PrefixWindow, cut_windows)
@@ -75,13 +76,12 @@ def test_loaded_rows_of_codec_set_are_what_a_node_delivers():
 def test_loaded_rows_of_several_prefixes_are_those_of_each(name):
     codec_set = random_codec_set(layers=1, kv_heads=2)
     codec, tail = (make_codec(n, codec_set, 64) for n in (name, "near-lossless"))
-    k, v = torch.randn(2, 2, 3 * PREFIX, 64, generator=torch.Generator().manual_seed(9))
+    k, v = torch.randn(2, 3, 2, PREFIX, 64, generator=torch.Generator().manual_seed(9))
     rows = LoadedRows(codec, PREFIX, tail)
     together = rows.load(0, k, v)
     for number in range(3):
-        part = slice(PREFIX * number, PREFIX * (number + 1))
-        for found, alone in zip(together, rows(0, k[:, part], v[:, part])):
-            assert found[:, part].allclose(alone, atol=1e-4)
+        for found, alone in zip(together, rows(0, k[number], v[number])):
+            assert found[number].allclose(alone, atol=1e-4)
 
 
 def test_prefix_window_only_new_tokens_see_loaded_rows(model):
@@ -108,11 +108,28 @@ def test_comparison_past_runs_once_same_outcome(model):
     assert not found[0].nll.allclose(found[0].raw_nll, atol=1e-2)
 
 
+def test_comparison_passages_of_several_lengths_in_their_order(model, monkeypatch):
+    """Passages that run together are told apart, whatever their length and the size of a batch."""
+    generator = torch.Generator().manual_seed(8)
+    passages = [Passage(str(n), torch.randint(256, (PREFIX + n,), generator=generator), PREFIX)
+                for n in (80, 50, 80, 80, 50)]
+    found = []
+    for most in (1, 800, 1 << 20):
+        monkeypatch.setattr(scoring, "BATCH_TOKENS", {"cpu": most})
+        comparison = Comparison(model, passages, PrefixWindow(prefix=PREFIX), 1, PREFIX)
+        comparison.prepare()
+        found.append(comparison.compare(LoadedRows(NEGATIVE, PREFIX, ZERO)))
+    for alone, *others in zip(*found):
+        assert all(alone.nll.allclose(o.nll, atol=1e-3) for o in others)
+    assert [len(o.nll) for o in found[0]] == [79, 49, 79, 79, 49]
+    assert not found[0][0].nll.allclose(found[0][2].nll, atol=1e-2)
+
+
 def test_joined_attention_with_past_equals_chunks():
     """What a device computes in one piece, and the CPU chunk by chunk."""
     window, generator = PrefixWindow(prefix=128), torch.Generator().manual_seed(8)
-    q = torch.randn(4, 70, 16, generator=generator)
-    k, v, far_k, far_v = torch.randn(4, 2, 198, 16, generator=generator)
+    q = torch.randn(1, 4, 70, 16, generator=generator)
+    k, v, far_k, far_v = torch.randn(4, 1, 2, 198, 16, generator=generator)
     mask = window_mask(198, window, "cpu")
     joined = joined_attention(q, k, v, (far_k, far_v), mask)
     assert joined.allclose(chunked_attention(q, k, v, (far_k, far_v), window), atol=1e-4)

@@ -76,10 +76,19 @@ def test_generator_decodes_what_the_model_says_in_a_batch(folder, documents):
     generator = Generator(folder, "cpu")
     prefix = documents[0].ids[:128]
     prompts = [documents[1].ids[begin:begin + length] for begin, length in ((0, 5), (50, 1))]
-    cache = generator.prefix_cache(prefix)
-    for prompt, found in zip(prompts, generator.decode(cache, prefix, prompts, 8)):
+    cache = generator.prefix_cache(prefix[None])
+    for prompt, found in zip(prompts, generator.decode(cache, prefix[None], prompts, 8)):
         wanted = plain_greedy(folder, torch.cat([prefix, prompt]), 8)
         assert found.tolist() == wanted[:len(found)].tolist() and len(found)
+
+
+def test_generator_decodes_behind_prefixes_of_their_own(folder, documents):
+    generator = Generator(folder, "cpu")
+    prefixes, last = torch.stack([d.ids[:128] for d in documents]), documents[0].ids[900:901]
+    found = generator.decode(generator.prefix_cache(prefixes), prefixes, [last, last], 8)
+    for prefix, ids in zip(prefixes, found):
+        wanted = plain_greedy(folder, torch.cat([prefix, last]), 8)
+        assert ids.tolist() == wanted[:len(ids)].tolist() and len(ids)
 
 
 def test_greedy_raw_agrees_zero_does_not(folder, documents):

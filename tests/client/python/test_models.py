@@ -11,7 +11,7 @@ from transformers import (AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, M
 
 from flashquant.models import ARCHITECTURES, Window, load_model
 from flashquant.models.base import (chunked_attention, hidden_states, joined_attention,
-                                    window_mask)
+                                    past_of, window_mask)
 
 SIZES = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "head_dim": 64,
          "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -71,6 +71,22 @@ def test_forward_matches_transformers(name, tmp_path):
     assert float(expected.std()) > 0.1  # the weights matter
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_sequences_together_same_as_alone(name, tmp_path):
+    """Three sequences in one pass, behind pasts of their own, give what each gives alone."""
+    save_random(MODELS[name], tmp_path)
+    model = load_model(tmp_path)
+    ids = torch.randint(256, (3, 400), generator=torch.Generator().manual_seed(0))
+
+    def run(ids):
+        with torch.no_grad():
+            past = past_of(model, ids[..., :256])
+            return hidden_states(model, ids[..., 256:], lambda _, k, v: (-k, 2 * v), past=past)
+
+    together, alone = run(ids), torch.stack([run(line) for line in ids])
+    assert torch.allclose(together, alone, atol=1e-4 * float(alone.abs().max()))
+
+
 def test_every_architecture_is_tested():
     tested = {AutoModelForCausalLM.from_config(c).__class__.__name__ for c in MODELS.values()}
     assert tested == set(ARCHITECTURES)
@@ -121,7 +137,7 @@ def test_sharded_weights_found(tmp_path):
 def test_joined_attention_same_as_chunked(tokens, sliding):
     """What runs on a device, against what runs on the CPU."""
     generator = torch.Generator().manual_seed(tokens)
-    q, k, v, far_k, far_v = (torch.randn(heads, tokens, 64, generator=generator)
+    q, k, v, far_k, far_v = (torch.randn(2, heads, tokens, 64, generator=generator)
                              for heads in (4, 2, 2, 2, 2))
     window = Window()
     expected = chunked_attention(q, k, v, (far_k, far_v), window, sliding)

@@ -10,6 +10,7 @@ Shapes: P pages of 64 tokens, T = 64 P tokens, d head size, n groups of 8 compon
 import enum
 import struct
 from dataclasses import astuple, dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -285,6 +286,7 @@ def _put_sinks(primary: Tensor, k: Tensor, v: Tensor) -> None:
     k[:SINK_TOKENS], v[:SINK_TOKENS] = codes * scales
 
 
+@lru_cache(maxsize=None)
 def hadamard(size: int) -> Tensor:
     """Orthonormal Walsh-Hadamard matrix [size, size] on blocks of the largest power of two."""
     block = size & -size

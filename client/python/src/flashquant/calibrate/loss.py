@@ -45,7 +45,7 @@ def measure_losses(codec_set: CodecSet, model: Model, documents: list[Document],
     found = []
     for name in LOSS_NAMES:
         codec = make_codec(name, codec_set, model.head_size, model.device)
-        outcomes = comparison.compare(codec.rows)
+        outcomes = comparison.compare(codec.together)
         for tokens in lengths:
             found.append(_entry(name, codec.bits, outcomes, documents, tokens))
             progress("{profile}, {tokens} tokens: {bits_per_value:.3f} bits, perplexity excess "

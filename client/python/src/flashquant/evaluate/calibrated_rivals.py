@@ -62,7 +62,7 @@ def code_classes(u: Tensor, classes: np.ndarray) -> Tensor:
     """u [T, d], unit variance, coded with Gaussian byte tables; classes [d / 8]."""
     out = torch.zeros_like(u)
     for bits in set(classes.tolist()) - {0}:
-        channels = torch.from_numpy(np.repeat(classes == bits, GROUP)).to(u.device)
+        channels = torch.from_numpy(np.flatnonzero(np.repeat(classes == bits, GROUP))).to(u.device)
         part = u[:, channels]
         if bits == 8:
             out[:, channels] = (part / STEP_8).round().clamp(-127, 127) * STEP_8

@@ -33,6 +33,18 @@ class NamedCodec:
     stored_bits: float
     joined: Callable[[int], Rows] | None = None
 
+    def together(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """`rows` of N sequences, K, V [N, G, T, d]: in one piece where that is the same."""
+        count, _, tokens, _ = k.shape
+        if self.joined is None or tokens % PAGE_TOKENS:
+            k, v = (torch.stack(column) for column in zip(
+                *(self.rows(layer, *pair) for pair in zip(k, v))))
+            return k, v
+        both = (x.transpose(0, 1).flatten(1, 2) for x in (k, v))
+        k, v = (x.unflatten(1, (count, tokens)).transpose(0, 1)
+                for x in self.joined(tokens)(layer, *both))
+        return k, v
+
 
 def sink_rows(x: Tensor) -> Tensor:
     """Rows [..., d] after a trip through the sink record (FORMAT.md section 5), FP32."""

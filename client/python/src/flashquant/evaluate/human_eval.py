@@ -7,6 +7,7 @@ what the codec kept; the others are decoded greedily and their tests run.
 import gzip
 import importlib.resources
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,6 @@ from flashquant.models import load_tokenizer
 SHOT_TOKENS = 2048
 NEW_TOKENS = 200
 BATCH = {"cpu": 16, "cuda": 164}
-WORKERS = 4
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ class HumanEval:
         # sees it alone takes the function for finished.
         self._prompts = [torch.cat([shots[whole:], self._ids(p.prompt.rstrip())])
                          for p in self._problems]
-        self._raw = self._answers(self._generator.prefix_cache(self._prefix))
+        self._passes: dict[str, bool] = {}
+        self._raw = self._answers(self._generator.prefix_cache(self._prefix[None]))
         self.raw_pass_percent = self._passed(self._raw)
 
     def _ids(self, text: str) -> Tensor:
@@ -107,7 +108,7 @@ class HumanEval:
     def _answers(self, cache: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         answers = []
         for begin in range(0, len(self._prompts), self._batch):
-            answers += self._generator.decode(cache, self._prefix,
+            answers += self._generator.decode(cache, self._prefix[None],
                                               self._prompts[begin:begin + self._batch], NEW_TOKENS)
         return answers
 
@@ -115,14 +116,16 @@ class HumanEval:
         return [body_of(self._tokenizer.decode(ids, skip_special_tokens=True)) for ids in answers]
 
     def _passed(self, answers: list[Tensor]) -> float:
-        programs = map(program_of, self._problems, self._bodies(answers))
-        with ThreadPoolExecutor(WORKERS) as pool:
-            return 100 * sum(pool.map(passes, programs)) / len(answers)
+        programs = list(map(program_of, self._problems, self._bodies(answers)))
+        new = sorted(set(programs) - self._passes.keys())
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            self._passes |= zip(new, pool.map(passes, new))
+        return 100 * sum(self._passes[program] for program in programs) / len(programs)
 
     def score(self, codec: NamedCodec, tail: NamedCodec | None) -> HumanEvalScore:
         """What `codec` changes; `tail` as in `PrefixEvaluation.score`."""
         rows = LoadedRows(codec, len(self._prefix), tail)
-        answers = self._answers(self._generator.prefix_cache(self._prefix, rows))
+        answers = self._answers(self._generator.prefix_cache(self._prefix[None], rows))
         agreed = sum(_agreed(a, b) for a, b in zip(self._raw, answers))
         same = [a == b for a, b in zip(self._bodies(self._raw), self._bodies(answers))]
         return HumanEvalScore(codec.name, self._passed(answers),

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from flashquant.codec_set import CodecSet
 from flashquant.evaluate.codecs import FQ_NAMES, NamedCodec, make_codec
 from flashquant.evaluate.generation import Generator
@@ -130,12 +132,9 @@ class Matrix:
     def _continuations(self) -> list:
         """What raw greedy decoding gives behind each document's first 2,048 ids."""
         generator = Generator(self.folder, self.device)
-        found = []
-        for document in self.documents:
-            before, last = document.ids[:GREEDY_PREFIX - 1], document.ids[GREEDY_PREFIX - 1:]
-            cache = generator.prefix_cache(before)
-            found += generator.decode(cache, before, [last[:1]], GREEDY_TOKENS)
-        return found
+        before = torch.stack([d.ids[:GREEDY_PREFIX - 1] for d in self.documents])
+        last = [d.ids[GREEDY_PREFIX - 1:GREEDY_PREFIX] for d in self.documents]
+        return generator.decode(generator.prefix_cache(before), before, last, GREEDY_TOKENS)
 
     def human_eval(self, problems: int) -> None:
         """HumanEval behind a few-shot prefix."""

@@ -45,32 +45,24 @@ class LoadedRows:
         self._codec, self._prefix, self._tail = codec, prefix, tail
 
     def __call__(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """A `Rows` of one sequence; rows from `prefix` on are not touched."""
-        loaded = self.load(layer, k[:, :self._prefix], v[:, :self._prefix])
-        k, v = (torch.cat([x, raw[:, self._prefix:]], 1) for x, raw in zip(loaded, (k, v)))
+        """A `Rows`; rows from `prefix` on are not touched."""
+        whole = [x.reshape(-1, *x.shape[-3:]) for x in (k, v)]
+        loaded = self.load(layer, *(x[:, :, :self._prefix] for x in whole))
+        k, v = (torch.cat([x, raw[:, :, self._prefix:]], 2).view(k.shape)
+                for x, raw in zip(loaded, whole))
         return k, v
 
     def load(self, layer: int, k: Tensor, v: Tensor) -> list[Tensor]:
-        """K, V [G, N `prefix`, d] of N prefixes, one behind the other -> what loads deliver."""
-        raw = [x.unflatten(1, (-1, self._prefix)) for x in (k, v)]
-        found = _code(self._codec, layer, *raw)
-        for x, stored in zip(found, raw):
+        """K, V [N, G, `prefix`, d] of N prefixes -> what loads deliver."""
+        found = [x.clone() for x in self._codec.together(layer, k, v)]
+        for x, stored in zip(found, (k, v)):
             x[:, :, :SINK_TOKENS] = sink_rows(stored[:, :, :SINK_TOKENS])
         if self._tail is not None:
             # One block more, because codecs of a codec set leave out the first rows, the sinks.
-            last = [x[:, :, -TAIL_TOKENS - PAGE_TOKENS:] for x in raw]
-            for x, tail in zip(found, _code(self._tail, layer, *last)):
+            last = (x[:, :, -TAIL_TOKENS - PAGE_TOKENS:] for x in (k, v))
+            for x, tail in zip(found, self._tail.together(layer, *last)):
                 x[:, :, -TAIL_TOKENS:] = tail[:, :, -TAIL_TOKENS:]
-        return [x.flatten(1, 2) for x in found]
-
-
-def _code(codec: NamedCodec, layer: int, k: Tensor, v: Tensor) -> list[Tensor]:
-    """K, V [G, N, P, d] of N sequences after `codec`; in one piece where that is the same."""
-    if codec.joined:
-        both = codec.joined(k.shape[2])(layer, k.flatten(1, 2), v.flatten(1, 2))
-        return [coded.unflatten(1, (k.shape[1], -1)).clone() for coded in both]
-    pairs = [codec.rows(layer, k[:, n], v[:, n]) for n in range(k.shape[1])]
-    return [torch.stack(column, 1) for column in zip(*pairs)]
+        return found
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,9 @@ from flashquant.models.text import Document
 FIRST_SCORED = 256
 KL_STEP = 4
 ERROR_BLOCK = 64
-HEAD_CHUNK = 128
+# Rows of logits at once, and tokens of passages that are run together.
+HEAD_CHUNK = {"cpu": 128, "cuda": 2048}
+BATCH_TOKENS = {"cpu": 1 << 13, "cuda": 1 << 16}
 RARE = 0.999
 
 
@@ -58,23 +60,16 @@ class Outcome:
 @dataclass(frozen=True)
 class _Reference:
     """Of one passage: negative log likelihood [n], best id [n], log probabilities of every
-    kl_step-th position FP16 [n / kl_step, vocabulary] in chunks; raw K and V of the past."""
+    kl_step-th position FP16 [n / kl_step, vocabulary] in chunks."""
 
     nll: Tensor
     best: Tensor
     log_probabilities: list[Tensor]
-    past: list[Past] | None
 
 
-def _log_probabilities(weight: Tensor, hidden: Tensor) -> Iterator[Tensor]:
-    """Log probabilities [<= HEAD_CHUNK, vocabulary] of consecutive positions, chunk by chunk."""
-    for part in hidden.split(HEAD_CHUNK):
-        yield torch.log_softmax(part @ weight.T, -1)
-
-
-def _behind(past: tuple[Tensor, Tensor], _: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _behind(past: list[Tensor], _: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """`Rows` that puts `past` in the place of the first rows."""
-    k, v = (torch.cat([x, raw[:, x.shape[1]:]], 1) for x, raw in zip(past, (k, v)))
+    k, v = (torch.cat([x, raw[..., x.shape[-2]:, :]], -2) for x, raw in zip(past, (k, v)))
     return k, v
 
 
@@ -83,13 +78,41 @@ def _nll(log_probabilities: Tensor, targets: Tensor) -> Tensor:
 
 
 class PastRows(Protocol):
-    """`Rows` that also know what becomes of the pasts of several passages at once."""
+    """`Rows` that also know what becomes of a past."""
 
     def __call__(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """See `Rows`."""
 
     def load(self, layer: int, k: Tensor, v: Tensor) -> list[Tensor]:
-        """K, V [G, N P, d] of N pasts of P rows, one behind the other, as far queries see them."""
+        """K, V [N, G, P, d] of N pasts of P rows, as far queries see them."""
+
+
+@dataclass
+class _Batch:
+    """Passages of one shape, by number, which run together: `passages` [N]; raw K and V of the past
+    of every layer, [N, G, P, d]."""
+
+    numbers: list[int]
+    passages: list[Passage]
+    past: list[Past] | None = None
+
+    @property
+    def ids(self) -> Tensor:
+        """[N, T]."""
+        return torch.stack([passage.ids for passage in self.passages])
+
+
+def _batches(passages: list[Passage], most_tokens: int) -> list[_Batch]:
+    """`passages` in batches of at most `most_tokens`, or of one."""
+    shapes: dict[tuple[int, int], list[int]] = {}
+    for number, passage in enumerate(passages):
+        shapes.setdefault((len(passage.ids), passage.first), []).append(number)
+    found = []
+    for (tokens, _), numbers in shapes.items():
+        most = max(1, most_tokens // tokens)
+        found += [_Batch(part, [passages[n] for n in part]) for part in
+                  (numbers[begin:begin + most] for begin in range(0, len(numbers), most))]
+    return found
 
 
 class Comparison:
@@ -102,70 +125,77 @@ class Comparison:
         self._model, self._window, self._step = model, window, kl_step
         self._past_tokens = past_tokens
         self._weight = model.head_weight().float()
-        self._references: list[_Reference] = []
+        device = self._weight.device.type
+        self._chunk = HEAD_CHUNK[device]
+        self._batches = _batches(passages, BATCH_TOKENS[device])
+        self._references: dict[int, _Reference] = {}
         self.passages = passages
 
     @torch.no_grad()
     def prepare(self) -> float:
         """Runs the raw cache; returns its perplexity."""
-        self._references = [self._reference(passage) for passage in self.passages]
-        return math.exp(torch.cat([r.nll for r in self._references]).mean())
+        for batch in self._batches:
+            if self._past_tokens:
+                batch.past = past_of(self._model, batch.ids[:, :self._past_tokens])
+            self._references |= {
+                number: self._reference(passage, hidden) for number, passage, hidden in
+                zip(batch.numbers, batch.passages, self._hidden(batch, same_rows))}
+        return math.exp(torch.cat([r.nll for r in self._references.values()]).mean())
 
-    def _hidden(self, passage: Passage, rows: Rows, past: list[Past] | None) -> Tensor:
-        hidden = hidden_states(self._model, passage.ids[self._past_tokens:], rows, self._window,
-                               past)
-        return hidden[passage.first - self._past_tokens:-1]
+    def _scored(self, passage: Passage, hidden: Tensor) -> Tensor:
+        """Of hidden states [..., T, D] behind the past, those of positions that are scored."""
+        return hidden[..., passage.first - self._past_tokens:-1, :]
 
-    def _hidden_behind_pasts(self, rows: PastRows) -> Iterator[Tensor]:
-        """As `_hidden` of every passage, layer by layer, so that the pasts are coded at once."""
-        states = [self._model.embed(p.ids[self._past_tokens:]) for p in self.passages]
-        for layer in range(self._model.layers):
-            pasts = [reference.past[layer] for reference in self._references]
-            joined = (torch.cat(column, 1).float() for column in zip(*pasts))
-            loaded = zip(*(x.split(self._past_tokens, 1) for x in rows.load(layer, *joined)))
-            for number, far in enumerate(loaded):
-                states[number] = self._model.layer(
-                    layer, states[number], partial(_behind, far), self._window, pasts[number])
-        for passage, state in zip(self.passages, states):
-            yield self._model.final_norm(state)[passage.first - self._past_tokens:-1]
+    def _hidden(self, batch: _Batch, rows: Rows) -> Tensor:
+        """Hidden states [N, n, D] of the positions that are scored."""
+        hidden = hidden_states(self._model, batch.ids[:, self._past_tokens:], rows, self._window,
+                               batch.past)
+        return self._scored(batch.passages[0], hidden)
 
-    def _targets(self, passage: Passage) -> tuple[Tensor, ...]:
-        return passage.ids[passage.first + 1:].to(self._weight.device).split(HEAD_CHUNK)
+    def _hidden_behind_past(self, batch: _Batch, rows: PastRows) -> Tensor:
+        """As `_hidden`; of the rows only those of the past are asked for."""
+        x = self._model.embed(batch.ids[:, self._past_tokens:])
+        for layer, past in enumerate(batch.past):
+            loaded = rows.load(layer, *(part.float() for part in past))
+            x = self._model.layer(layer, x, partial(_behind, loaded), self._window, past)
+        return self._scored(batch.passages[0], self._model.final_norm(x))
 
-    def _reference(self, passage: Passage) -> _Reference:
+    def _logs(self, passage: Passage, hidden: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Log probabilities [<= chunk, vocabulary] of consecutive positions, and the next ids."""
+        targets = passage.ids[passage.first + 1:].to(self._weight.device)
+        for part, target in zip(hidden.split(self._chunk), targets.split(self._chunk)):
+            yield torch.log_softmax(part @ self._weight.T, -1), target
+
+    def _reference(self, passage: Passage, hidden: Tensor) -> _Reference:
         nll, best, kept = [], [], []
-        past = None
-        if self._past_tokens:
-            past = past_of(self._model, passage.ids[:self._past_tokens])
-        hidden = self._hidden(passage, same_rows, past)
-        for target, logs in zip(self._targets(passage), _log_probabilities(self._weight, hidden)):
+        for logs, target in self._logs(passage, hidden):
             nll.append(_nll(logs, target))
             best.append(logs.argmax(-1))
             kept.append(logs[::self._step].half())
-        return _Reference(torch.cat(nll), torch.cat(best), kept, past)
+        return _Reference(torch.cat(nll), torch.cat(best), kept)
 
     def _outcome(self, passage: Passage, hidden: Tensor, reference: _Reference) -> Outcome:
-        targets = self._targets(passage)
-        nll, kl, best = [], [], []
-        for number, logs in enumerate(_log_probabilities(self._weight, hidden)):
-            nll.append(_nll(logs, targets[number]))
-            best.append(logs.argmax(-1))
-            raw = reference.log_probabilities[number].float()
+        nll, kl, found, right = [], [], [], []
+        for (logs, target), raw in zip(self._logs(passage, hidden), reference.log_probabilities):
+            raw = raw.float()
+            nll.append(_nll(logs, target))
             kl.append((raw.exp() * (raw - logs[::self._step])).sum(-1))
-        found, target = torch.cat(best), torch.cat(targets)
-        parts = (reference.nll, torch.cat(nll), torch.cat(kl), found == reference.best,
-                 reference.best == target, found == target)
+            found.append(logs.argmax(-1))
+            right.append(target)
+        best, target = torch.cat(found), torch.cat(right)
+        parts = (reference.nll, torch.cat(nll), torch.cat(kl), best == reference.best,
+                 reference.best == target, best == target)
         return Outcome(*(part.cpu() for part in parts))
 
     @torch.no_grad()
     def compare(self, rows: Rows | PastRows) -> list[Outcome]:
-        """One outcome for each passage. Needs `prepare` first."""
-        if self._past_tokens:
-            found = self._hidden_behind_pasts(rows)
-        else:
-            found = (self._hidden(passage, rows, None) for passage in self.passages)
-        return [self._outcome(passage, hidden, reference)
-                for passage, hidden, reference in zip(self.passages, found, self._references)]
+        """One outcome for each passage; `rows` of N sequences. Needs `prepare` first."""
+        run = self._hidden_behind_past if self._past_tokens else self._hidden
+        outcomes = {}
+        for batch in self._batches:
+            for number, passage, hidden in zip(batch.numbers, batch.passages, run(batch, rows)):
+                outcomes[number] = self._outcome(passage, hidden, self._references[number])
+        return [outcomes[number] for number in range(len(self.passages))]
 
 
 @dataclass(frozen=True)
@@ -201,7 +231,7 @@ class Evaluation:
     def score(self, codec: NamedCodec) -> Score:
         """What `codec` loses on all documents. Needs `prepare` first."""
         start = time.monotonic()
-        outcomes = self._comparison.compare(codec.rows)
+        outcomes = self._comparison.compare(codec.together)
         kl = torch.cat([o.kl for o in outcomes])
         return Score(
             codec.name, codec.bits, codec.stored_bits,

@@ -55,7 +55,7 @@ class Copying:
 
     def score(self, codec: NamedCodec) -> CopyScore:
         """What `codec` loses."""
-        outcomes = self._comparison.compare(codec.rows)
+        outcomes = self._comparison.compare(codec.together)
         added = [o.added for o in outcomes]
         return CopyScore(codec.name, self._raw_perplexity, excess(torch.cat(added)),
                          standard_error(added), float(torch.cat([o.kl for o in outcomes]).mean()),

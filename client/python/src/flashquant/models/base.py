@@ -1,6 +1,7 @@
 """What calibration and evaluation need from a model, and attention over coded rows.
 
-Shapes: T tokens, D hidden size, L layers, H query heads, G kv heads, d head size.
+Shapes: T tokens, D hidden size, L layers, H query heads, G kv heads, d head size, N sequences of
+one length that are run together.
 """
 
 from collections.abc import Callable
@@ -13,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Device = str | torch.device
-# K, V [G, P, d] of the P tokens before those that a layer is run on, as its matrices have them.
+# K, V [..., G, P, d] of the P tokens before those that a layer is run on, of the matrices' type.
 Past = tuple[Tensor, Tensor]
 # (layer, K rows [G, T, d] after RoPE, V rows [G, T, d]) -> the rows that far queries see instead.
+# Of N sequences that are run together: [N, G, T, d].
 Rows = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -48,15 +50,15 @@ class Model(Protocol):
     device: str
 
     def embed(self, ids: Tensor) -> Tensor:
-        """ids [T], on any device -> input of layer 0, [T, D] FP32, on `device`."""
+        """ids [..., T], on any device -> input of layer 0, [..., T, D] FP32, on `device`."""
 
     def layer(self, index: int, x: Tensor, rows: Rows, window: Window,
               past: Past | None = None) -> Tensor:
-        """x [T, D] -> output of layer `index`, [T, D]; far queries see what `rows` returns for
-        the P rows of `past` and the T of x. P must be a multiple of the window's chunk."""
+        """x [..., T, D] -> output of layer `index`, the same; far queries see what `rows` returns
+        for the P rows of `past` and the T of x. P must be a multiple of the window's chunk."""
 
     def final_norm(self, x: Tensor) -> Tensor:
-        """Output of the last layer [T, D] -> input of the vocabulary head."""
+        """Output of the last layer [..., T, D] -> input of the vocabulary head."""
 
     def head_weight(self) -> Tensor:
         """Weight of the vocabulary head, [vocabulary, D]."""
@@ -70,9 +72,9 @@ def same_rows(layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 def hidden_states(model: Model, ids: Tensor, rows: Rows = same_rows,
                   window: Window = Window(), past: list[Past] | None = None) -> Tensor:
-    """Normed hidden states [T, D] of `ids` [T] while attention runs over `rows`; `past`: of every
-    layer. ValueError if there are more tokens than positions."""
-    total = len(ids) + (past[0][0].shape[1] if past else 0)
+    """Normed hidden states [..., T, D] of `ids` [..., T] while attention runs over `rows`; `past`:
+    of every layer. ValueError if there are more tokens than positions."""
+    total = ids.shape[-1] + (past[0][0].shape[-2] if past else 0)
     if total > model.context_tokens:
         raise ValueError(f"{total} tokens, but the model has {model.context_tokens}")
     x = model.embed(ids)
@@ -82,7 +84,7 @@ def hidden_states(model: Model, ids: Tensor, rows: Rows = same_rows,
 
 
 def past_of(model: Model, ids: Tensor) -> list[Past]:
-    """K and V of every layer for `ids` [P], raw."""
+    """K and V of every layer for `ids` [..., P], raw."""
     found: list[Past] = []
     dtype = model.head_weight().dtype
 
@@ -114,14 +116,15 @@ def window_mask(tokens: int, window: Window, device: Device, sliding: int | None
 def joined_attention(q: Tensor, k: Tensor, v: Tensor, far: tuple[Tensor, Tensor],
                      mask: Tensor) -> Tensor:
     """Attention of all queries at once over raw and coded rows; `mask` as from `window_mask`.
+    Shapes as in `windowed_attention`, with N in front.
 
     One launch instead of one for each chunk, for twice the work: for devices, where launches cost.
     """
-    repeat = q.shape[0] // k.shape[0]
-    keys, values = (torch.cat([raw, coded], 1).repeat_interleave(repeat, 0)
+    repeat = q.shape[1] // k.shape[1]
+    keys, values = (torch.cat([raw, coded], 2).repeat_interleave(repeat, 1)
                     for raw, coded in ((k, far[0]), (v, far[1])))
-    return F.scaled_dot_product_attention(q[None], keys[None], values[None],
-                                          attn_mask=mask[None, None, -q.shape[1]:])[0]
+    return F.scaled_dot_product_attention(q, keys, values,
+                                          attn_mask=mask[None, None, -q.shape[2]:])
 
 
 def _chunk_mask(begin: int, end: int, first: int, sliding: int | None, device: Device) -> Tensor:
@@ -135,8 +138,8 @@ def _chunk_mask(begin: int, end: int, first: int, sliding: int | None, device: D
 def chunked_attention(q: Tensor, k: Tensor, v: Tensor, far: tuple[Tensor, Tensor], window: Window,
                       sliding: int | None = None) -> Tensor:
     """As `joined_attention`, chunk by chunk of queries: no work on columns that are masked."""
-    heads, queried, size = q.shape
-    kv_heads, tokens = k.shape[:2]
+    count, heads, queried, size = q.shape
+    kv_heads, tokens = k.shape[1:3]
     past = tokens - queried
     out = []
     for begin in range(past, tokens, window.chunk):
@@ -144,24 +147,29 @@ def chunked_attention(q: Tensor, k: Tensor, v: Tensor, far: tuple[Tensor, Tensor
         first = 0 if sliding is None else max(0, begin - sliding + 1)
         sinks, low = max(window.sinks, first), window.far_end(begin)
         keys, values = (
-            torch.cat([raw[:, first:sinks], coded[:, sinks:low], raw[:, max(low, sinks):end]], 1)
-            if low > sinks else raw[:, first:end]
+            torch.cat([raw[:, :, first:sinks], coded[:, :, sinks:low],
+                       raw[:, :, max(low, sinks):end]], 2)
+            if low > sinks else raw[:, :, first:end]
             for raw, coded in ((k, far[0]), (v, far[1])))
-        queries = q[:, begin - past:end - past].reshape(1, kv_heads, -1, size)
+        queries = q[:, :, begin - past:end - past].reshape(count, kv_heads, -1, size)
         mask = _chunk_mask(begin, end, first, sliding, q.device).repeat(heads // kv_heads, 1)
-        part = F.scaled_dot_product_attention(queries, keys[None], values[None],
-                                              attn_mask=mask[None, None])
-        out.append(part.reshape(heads, end - begin, size))
-    return torch.cat(out, 1)
+        part = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask[None, None])
+        out.append(part.reshape(count, heads, end - begin, size))
+    return torch.cat(out, 2)
 
 
 def windowed_attention(q: Tensor, k: Tensor, v: Tensor, far: tuple[Tensor, Tensor], window: Window,
                        sliding: int | None = None) -> Tensor:
     """Causal attention in which each chunk of queries sees sinks and recent rows raw, others coded.
 
-    q [H, T, d], of the last T rows; k, v and both of `far` [G, P + T, d], P whole chunks; all of
-    one type. Returns [H, T, d].
+    q [..., H, T, d], of the last T rows; k, v and both of `far` [..., G, P + T, d], P whole chunks;
+    all of one type. Returns [..., H, T, d].
     """
+    shape = q.shape
+    q, k, v, *far = (x.reshape(-1, *x.shape[-3:]) for x in (q, k, v, *far))
     if q.device.type == "cpu":
-        return chunked_attention(q, k, v, far, window, sliding)
-    return joined_attention(q, k, v, far, window_mask(k.shape[1], window, q.device, sliding))
+        found = chunked_attention(q, k, v, tuple(far), window, sliding)
+    else:
+        mask = window_mask(k.shape[2], window, q.device, sliding)
+        found = joined_attention(q, k, v, tuple(far), mask)
+    return found.view(shape)

@@ -32,7 +32,7 @@ class Decoder:
         self.kv_heads, self.head_size = settings.kv_heads, settings.head_size
         self.context_tokens = settings.context_tokens
         self._settings, self._activation = settings, ACTIVATIONS[settings.activation]
-        self._turns: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self._turns: dict[str, tuple[Tensor, Tensor]] = {}
         for index in range(self.layers):
             self._turn(index, 1)
         weights = Weights(folder, device, dtype)
@@ -59,28 +59,31 @@ class Decoder:
         epsilon = self._settings.epsilon
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + epsilon) * weight
 
-    def _turn(self, index: int, tokens: int) -> tuple[Tensor, Tensor]:
-        """Cosine and sine of layer `index`, [tokens, d]."""
+    def _turn(self, index: int, end: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of layer `index`, [end, d]."""
         rope = self._settings.rope[index]
-        key = (str(rope), tokens)
-        if key not in self._turns:
-            self._turns[key] = tuple(part.to(self.device) for part in rotation(
-                rope, self.head_size, self.context_tokens, tokens))
-        return self._turns[key]
+        known = self._turns.get(str(rope))
+        if known is None or len(known[0]) < end:
+            known = tuple(part.to(self.device) for part in rotation(
+                rope, self.head_size, self.context_tokens, end))
+            self._turns[str(rope)] = known
+        return known[0][:end], known[1][:end]
 
     def _rotate(self, index: int, x: Tensor, first: int) -> Tensor:
-        """RoPE of layer `index` on [heads, T, d], FP32; the first row is at position `first`."""
-        cosine, sine = (part[first:] for part in self._turn(index, first + x.shape[1]))
+        """RoPE of layer `index` on [..., T, d], FP32; the first row is at position `first`."""
+        end = first + x.shape[-2]
+        cosine, sine = (part[first:] for part in self._turn(index, end))
         half = self.head_size // 2
         turned = torch.cat([-x[..., half:], x[..., :half]], -1)
         return x * cosine + turned * sine
 
     def _project(self, index: int, x: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
-        """q [H, T, d], k and v [G, T, d], FP32, q and k after RoPE from position `first` on."""
+        """q [..., H, T, d], k and v [..., G, T, d], FP32, q and k after RoPE from position `first`
+        on."""
         block = self._blocks[index]
         normed = self._rms_norm(x, *block["before_attention"]).to(block["q"][0].dtype)
         q, k, v = (F.linear(normed, *block[name]).float().unflatten(-1, (-1, self.head_size))
-                   .transpose(0, 1) for name in "qkv")
+                   .transpose(-3, -2) for name in "qkv")
         if self._settings.head_norm:
             q, k = self._rms_norm(q, *block["norm_q"]), self._rms_norm(k, *block["norm_k"])
         q, k = self._rotate(index, q, first), self._rotate(index, k, first)
@@ -93,8 +96,8 @@ class Decoder:
 
     def embed(self, ids: Tensor) -> Tensor:
         """See `Model`; ValueError if there are more ids than positions."""
-        if len(ids) > self.context_tokens:
-            raise ValueError(f"{len(ids)} tokens, but the model has {self.context_tokens}")
+        if ids.shape[-1] > self.context_tokens:
+            raise ValueError(f"{ids.shape[-1]} tokens, but the model has {self.context_tokens}")
         return self._embedding[ids.to(self.device)].float() * self._settings.embedding_scale
 
     def layer(self, index: int, x: Tensor, rows: Rows, window: Window,
@@ -102,13 +105,13 @@ class Decoder:
         """See `Model`."""
         block = self._blocks[index]
         dtype = block["q"][0].dtype
-        q, k, v = self._project(index, x, past[0].shape[1] if past else 0)
+        q, k, v = self._project(index, x, past[0].shape[-2] if past else 0)
         k, v = k.to(dtype), v.to(dtype)
         if past:
-            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
+            k, v = torch.cat([past[0], k], -2), torch.cat([past[1], v], -2)
         far = tuple(part.to(dtype) for part in rows(index, k.float(), v.float()))
         seen = windowed_attention(q.to(dtype), k, v, far, window, self._settings.sliding[index])
-        seen = F.linear(seen.transpose(0, 1).reshape(len(x), -1), *block["o"])
+        seen = F.linear(seen.transpose(-3, -2).flatten(-2), *block["o"])
         x = x + self._after(index, "after_attention", seen)
         normed = self._rms_norm(x, *block["before_mlp"]).to(dtype)
         gate = self._activation(F.linear(normed, *block["gate"]))
