@@ -50,6 +50,7 @@ absl::StatusOr<std::unique_ptr<Tiers>> MakeTiers(const Options& options, Device*
   tiers.device.emplace();
   tiers.device->capacity_bytes = options.device_bytes;
   FQ_ASSIGN_OR_RETURN(tiers.device->space, device->CreateSpace(options.device_bytes));
+  FQ_ASSIGN_OR_RETURN(tiers.moves, device->CreateQueue(false));
   return Tiers::Create(std::move(tiers));
 }
 

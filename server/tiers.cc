@@ -4,21 +4,31 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/hash/hash.h"
+#include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 
 namespace fq {
 
-absl::StatusOr<std::unique_ptr<Tiers>> Tiers::Create(const TiersOptions& options) {
+absl::StatusOr<std::unique_ptr<Tiers>> Tiers::Create(TiersOptions options) {
+  const double high = options.high_watermark, low = options.low_watermark;
+  if (!(low > 0 && low <= high && high <= 1)) {
+    return absl::InvalidArgumentError(absl::StrCat("low_watermark is ", low, ", high_watermark is ",
+                                                   high, ", must be 0 < low <= high <= 1"));
+  }
   FQ_ASSIGN_OR_RETURN(auto host, Store::Create(options.host));
   std::unique_ptr<Store> device;
   if (options.device) {
     FQ_ASSIGN_OR_RETURN(device, Store::Create(*options.device));
   }
-  return std::unique_ptr<Tiers>(new Tiers(std::move(host), std::move(device)));
+  return std::unique_ptr<Tiers>(new Tiers(std::move(host), std::move(device), options));
 }
 
-Tiers::Tiers(std::unique_ptr<Store> host, std::unique_ptr<Store> device)
-    : host_(std::move(host)), device_(std::move(device)) {}
+Tiers::Tiers(std::unique_ptr<Store> host, std::unique_ptr<Store> device, TiersOptions& options)
+    : host_(std::move(host)), device_(std::move(device)), moves_(std::move(options.moves)) {
+  if (device_ != nullptr && moves_ != nullptr) StartDemotion(options);
+}
+
+Tiers::~Tiers() { StopDemotion(); }
 
 absl::Mutex& Tiers::MutexOf(const SlabKey& key) const {
   return mutexes_[(absl::Hash<SlabKey>()(key) >> 32) % kMutexes];
@@ -47,7 +57,9 @@ absl::StatusOr<Reservation> Tiers::Reserve(Tier tier, const SlabKey& key, const 
     return ReserveIn(host_.get(), on_device, key, tag, primary_bytes, refinement_bytes);
   }
   if (on_device == nullptr) return absl::FailedPreconditionError("the node has no device tier");
-  return ReserveIn(on_device, host_.get(), key, tag, primary_bytes, refinement_bytes);
+  auto room = ReserveIn(on_device, host_.get(), key, tag, primary_bytes, refinement_bytes);
+  WakeDemotion();
+  return room;
 }
 
 absl::StatusOr<Reservation> Tiers::ReserveIn(Store* store, Store* other, const SlabKey& key,
@@ -63,8 +75,12 @@ absl::StatusOr<Reservation> Tiers::ReserveIn(Store* store, Store* other, const S
 absl::StatusOr<Reservation> Tiers::ReserveCopy(const Pin& host_pin) {
   Store* on_device = OnDevice();
   if (on_device == nullptr) return absl::FailedPreconditionError("the node has no device tier");
-  absl::MutexLock lock(&MutexOf(host_pin.key()));
-  absl::StatusOr<Reservation> room = on_device->ReserveCopy(host_pin);
+  absl::StatusOr<Reservation> room;
+  {
+    absl::MutexLock lock(&MutexOf(host_pin.key()));
+    room = on_device->ReserveCopy(host_pin);
+  }
+  WakeDemotion();
   if (!room.ok()) return room;
   promoted_slabs_.fetch_add(1, std::memory_order_relaxed);
   promoted_bytes_.fetch_add(room->primary().size() + room->refinement().size(),
@@ -98,6 +114,9 @@ TierStats Tiers::Stats() const {
   TierStats stats;
   stats.host = host_->Stats();
   if (device_ != nullptr) stats.device = device_->Stats();
+  stats.demoted_slabs = demoted_slabs_.load(std::memory_order_relaxed);
+  stats.demoted_bytes = demoted_bytes_.load(std::memory_order_relaxed);
+  stats.failed_demotions = failed_demotions_.load(std::memory_order_relaxed);
   stats.promoted_slabs = promoted_slabs_.load(std::memory_order_relaxed);
   stats.promoted_bytes = promoted_bytes_.load(std::memory_order_relaxed);
   return stats;

@@ -1,5 +1,6 @@
 // The tiers of a node: slabs in the memory of a GPU, if there is one, and in host memory. A slab
 // may be in both; then the bytes of both are the same, and the one on the device is what is found.
+// As the device fills, a thread of its own moves the coldest slabs to the host, as they are.
 #pragma once
 
 #include <array>
@@ -9,10 +10,13 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <thread>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/types/span.h"
 #include "kernels/device.h"
 #include "server/store/store.h"
 
@@ -22,13 +26,19 @@ enum class Tier : uint8_t { kDevice, kHost };
 
 struct TiersOptions {
   StoreOptions host;
-  std::optional<StoreOptions> device;  // none: a node without a GPU
+  std::optional<StoreOptions> device = std::nullopt;  // none: a node without a GPU
+  // Copies what is demoted; outlived by its Device. Null: the device evicts, nothing is demoted.
+  std::unique_ptr<DeviceQueue> moves = nullptr;
+  // Shares of the device's capacity, 0 < low <= high <= 1: past the high one slabs are demoted
+  // until the low one is reached. When the host has no room either, the device evicts.
+  double high_watermark = 0.9, low_watermark = 0.8;
 };
 
 struct TierStats {
   StoreStats host;
   StoreStats device;                                // zeros without one
-  uint64_t demoted_slabs = 0, demoted_bytes = 0;    // counters: from the device to the host
+  uint64_t demoted_slabs = 0, demoted_bytes = 0;    // counters: left the device for the host
+  uint64_t failed_demotions = 0;                    // counter: batches whose copies failed
   uint64_t promoted_slabs = 0, promoted_bytes = 0;  // counters: room reserved by ReserveCopy
 };
 
@@ -36,7 +46,8 @@ struct TierStats {
 class Tiers {
  public:
   // InvalidArgument names the option and both values.
-  static absl::StatusOr<std::unique_ptr<Tiers>> Create(const TiersOptions& options);
+  static absl::StatusOr<std::unique_ptr<Tiers>> Create(TiersOptions options);
+  ~Tiers();
 
   bool has_device() const { return device() != nullptr; }
 
@@ -70,22 +81,47 @@ class Tiers {
   // Of both stores.
   absl::Status CheckInvariants() const;
 
-  // The device is lost: from here on it holds nothing and takes nothing. Pins and reservations of
-  // its slabs stay valid objects.
+  // The device is lost: from here on it holds nothing, takes nothing and demotes nothing. Pins and
+  // reservations of its slabs stay valid objects.
   void DropDevice() { device_dropped_ = true; }
 
  private:
-  Tiers(std::unique_ptr<Store> host, std::unique_ptr<Store> device);
+  struct Move {
+    Pin from;
+    Reservation to;
+  };
+
+  Tiers(std::unique_ptr<Store> host, std::unique_ptr<Store> device, TiersOptions& options);
   absl::StatusOr<Reservation> ReserveIn(Store* store, Store* other, const SlabKey& key,
                                         const SlabTag& tag, size_t primary_bytes,
                                         size_t refinement_bytes);
   Store* OnDevice() const { return device_dropped_ ? nullptr : device_.get(); }  // null: none
   absl::Mutex& MutexOf(const SlabKey& key) const;
 
+  // tiers_demotion.cc
+  void StartDemotion(const TiersOptions& options);
+  void StopDemotion();
+  void WakeDemotion() ABSL_LOCKS_EXCLUDED(demotion_mu_);
+  void DemoteUntilStopped();
+  bool AwaitPressure() ABSL_LOCKS_EXCLUDED(demotion_mu_);  // false: stop
+  bool Pause() ABSL_LOCKS_EXCLUDED(demotion_mu_);          // false: stop
+  absl::StatusOr<size_t> DemoteBatch();
+  absl::StatusOr<Reservation> ReserveBelow(const Pin& pin);
+  absl::Status CopyDown(absl::Span<Move> moves);
+  bool TakeFromDevice(const Pin& pin);
+
   const std::unique_ptr<Store> host_;
   const std::unique_ptr<Store> device_;  // null without a device
   std::atomic<bool> device_dropped_{false};
   std::atomic<uint64_t> promoted_slabs_{0}, promoted_bytes_{0};
+
+  const std::unique_ptr<DeviceQueue> moves_;  // of the demotion thread; null: none
+  uint64_t high_bytes_ = 0, low_bytes_ = 0;   // set before the thread starts
+  std::atomic<uint64_t> demoted_slabs_{0}, demoted_bytes_{0}, failed_demotions_{0};
+  absl::Mutex demotion_mu_;
+  absl::CondVar wake_;
+  bool stopping_ ABSL_GUARDED_BY(demotion_mu_) = false;
+  std::thread demotion_;
 
   // Whoever reserves or removes the slabs of a key holds the mutex of the key over both stores, so
   // that no slab gets into both but as a copy, and no copy outlives an Erase. Guards no field.

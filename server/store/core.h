@@ -31,6 +31,7 @@ class Store::Core {
   void Abandon(SlabEntry& entry);
   std::shared_ptr<SlabEntry> Pin(const SlabKey& key);
   std::shared_ptr<SlabEntry> PinUnused(const SlabKey& key);  // does not count as a use
+  std::shared_ptr<SlabEntry> PinColdest();  // null: nothing unpinned; does not count as a use
   void Unpin(const std::shared_ptr<SlabEntry>& entry);
   bool DropRefinement(const SlabKey& key);
   bool Erase(const SlabKey& key);
@@ -39,6 +40,7 @@ class Store::Core {
   bool Holds(const SlabKey& key) const { return ShardOf(key).Holds(key); }
   void ForEachKey(uint64_t scope, const std::function<void(const SlabKey&)>& visit) const;
   bool on_host() const { return pool_.on_host(); }
+  uint64_t used_bytes() const { return pool_.Usage().used_bytes; }
   StoreStats Stats() const;
   absl::Status CheckInvariants() const;
 
@@ -48,7 +50,8 @@ class Store::Core {
   std::optional<Extents> AllocateUnderPressure(size_t primary_bytes, size_t refinement_bytes)
       ABSL_LOCKS_EXCLUDED(pressure_mu_);
   bool CouldFit(size_t stored_bytes) const;
-  bool FreeColdest(Victim kind);  // false: no candidate
+  bool FreeColdest(Victim kind);                  // false: no candidate
+  IndexShard* ShardOfColdest(Victim kind) const;  // null: no candidate
   void Count(Victim kind, uint64_t stored_bytes);
   ShardTotals Totals() const;
   IndexShard& ShardOf(const SlabKey& key) const;

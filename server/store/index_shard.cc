@@ -54,6 +54,16 @@ std::shared_ptr<SlabEntry> IndexShard::Pin(const SlabKey& key, std::optional<uin
   return it->second;
 }
 
+std::shared_ptr<SlabEntry> IndexShard::PinColdest() {
+  absl::MutexLock lock(&mu_);
+  if (slabs_.empty()) return nullptr;
+  SlabEntry& entry = *slabs_.begin()->second;
+  MakeUnevictable(entry);
+  ++totals_.pinned_slabs;
+  entry.pins = 1;
+  return entries_.find(entry.key)->second;
+}
+
 Extents IndexShard::Unpin(const std::shared_ptr<SlabEntry>& entry) {
   absl::MutexLock lock(&mu_);
   if (--entry->pins > 0) return {};

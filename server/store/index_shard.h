@@ -59,6 +59,9 @@ class IndexShard {
       ABSL_LOCKS_EXCLUDED(mu_);
   Extents Unpin(const std::shared_ptr<SlabEntry>& entry) ABSL_LOCKS_EXCLUDED(mu_);
 
+  // Pins the coldest of those that nobody pins; null when there is none. No use.
+  std::shared_ptr<SlabEntry> PinColdest() ABSL_LOCKS_EXCLUDED(mu_);
+
   // Nothing: there was none. Empty extents: as soon as the slab is unpinned.
   std::optional<Extents> DropRefinement(const SlabKey& key) ABSL_LOCKS_EXCLUDED(mu_);
   std::optional<Extents> Erase(const SlabKey& key) ABSL_LOCKS_EXCLUDED(mu_);

@@ -33,16 +33,28 @@ bool Store::Core::CouldFit(size_t stored_bytes) const {
          fixed_bytes <= pool_.capacity_bytes() - stored_bytes;
 }
 
+IndexShard* Store::Core::ShardOfColdest(Victim kind) const {
+  IndexShard* coldest = nullptr;
+  uint64_t coldest_tick = UINT64_MAX;
+  for (const auto& shard : shards_) {
+    const std::optional<uint64_t> tick = shard->ColdestTick(kind);
+    if (!tick || *tick >= coldest_tick) continue;
+    coldest = shard.get();
+    coldest_tick = *tick;
+  }
+  return coldest;
+}
+
+std::shared_ptr<SlabEntry> Store::Core::PinColdest() {
+  while (IndexShard* coldest = ShardOfColdest(Victim::kSlab)) {
+    if (auto entry = coldest->PinColdest()) return entry;  // else pinned or erased since we looked
+  }
+  return nullptr;
+}
+
 bool Store::Core::FreeColdest(Victim kind) {
   while (true) {
-    IndexShard* coldest = nullptr;
-    uint64_t coldest_tick = UINT64_MAX;
-    for (const auto& shard : shards_) {
-      const std::optional<uint64_t> tick = shard->ColdestTick(kind);
-      if (!tick || *tick >= coldest_tick) continue;
-      coldest = shard.get();
-      coldest_tick = *tick;
-    }
+    IndexShard* coldest = ShardOfColdest(kind);
     if (coldest == nullptr) return false;
     const std::optional<Extents> freed = coldest->TakeColdest(kind);
     if (!freed) continue;  // pinned or erased since we looked

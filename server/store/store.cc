@@ -73,6 +73,13 @@ Pin Store::Peek(const SlabKey& key) {
   return pin;
 }
 
+Pin Store::PinColdest() {
+  Pin pin;
+  pin.entry_ = core_->PinColdest();
+  pin.store_ = this;
+  return pin;
+}
+
 bool Store::DropRefinement(const SlabKey& key) { return core_->DropRefinement(key); }
 bool Store::Erase(const SlabKey& key) { return core_->Erase(key); }
 bool Store::Erase(const Pin& pin) { return core_->ErasePinned(*pin.entry_); }
@@ -84,6 +91,7 @@ void Store::ForEachKey(uint64_t scope, const std::function<void(const SlabKey&)>
 }
 
 StoreStats Store::Stats() const { return core_->Stats(); }
+uint64_t Store::used_bytes() const { return core_->used_bytes(); }
 absl::Status Store::CheckInvariants() const { return core_->CheckInvariants(); }
 
 Reservation::Reservation(Reservation&& other) noexcept

@@ -132,6 +132,9 @@ class Store {
   // The same without counting as a use: for walks over everything.
   Pin Peek(const SlabKey& key);
 
+  // Pins the slab that pressure would evict first; empty when all are pinned. No use either.
+  Pin PinColdest();
+
   // Frees the refinement of a slab; when it is pinned, as soon as it no longer is. False when there
   // is none, or it is about to go already.
   bool DropRefinement(const SlabKey& key);
@@ -154,6 +157,7 @@ class Store {
   void ForEachKey(uint64_t scope, const std::function<void(const SlabKey&)>& visit) const;
 
   StoreStats Stats() const;
+  uint64_t used_bytes() const;  // as of Stats, quickly
 
   // Sums and counts that must agree; an error says which do not. For tests and `fqctl verify`:
   // reservations and releases wait while it looks at every slab.
