@@ -3,23 +3,28 @@
 #include <cuda_runtime_api.h>
 #include <sys/mman.h>
 
+#include <cstdint>
 #include <set>
 
 namespace fq {
 namespace {
 
-// Pinning costs a call per granule, and a granule is what sizes of slabs take from each other.
-constexpr size_t kGranuleBytes = size_t{16} << 20;
-
 class PinnedSpace final : public MemorySpace {
  public:
-  size_t granule_bytes() const override { return kGranuleBytes; }
+  size_t granule_bytes() const override { return kPinnedGranuleBytes; }
   bool on_host() const override { return true; }
 
+  // A granule more, of which what is not aligned goes back.
   std::byte* Reserve(size_t bytes) override {
-    void* data = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+    void* data = mmap(nullptr, bytes + kPinnedGranuleBytes, PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    return data != MAP_FAILED ? static_cast<std::byte*>(data) : nullptr;
+    if (data == MAP_FAILED) return nullptr;
+    auto* begin = static_cast<std::byte*>(data);
+    const size_t before =
+        (kPinnedGranuleBytes - reinterpret_cast<uintptr_t>(data)) % kPinnedGranuleBytes;
+    if (before > 0) munmap(begin, before);
+    munmap(begin + before + bytes, kPinnedGranuleBytes - before);
+    return begin + before;
   }
 
   void Unreserve(std::byte* begin, size_t bytes) override {
@@ -29,8 +34,9 @@ class PinnedSpace final : public MemorySpace {
 
   // Granule by granule: what is pinned in one call can only be taken back in one.
   bool Commit(std::byte* begin, size_t bytes) override {
-    for (size_t at = 0; at < bytes; at += kGranuleBytes) {
-      if (cudaHostRegister(begin + at, kGranuleBytes, cudaHostRegisterPortable) != cudaSuccess) {
+    for (size_t at = 0; at < bytes; at += kPinnedGranuleBytes) {
+      if (cudaHostRegister(begin + at, kPinnedGranuleBytes, cudaHostRegisterPortable) !=
+          cudaSuccess) {
         cudaGetLastError();
         Decommit(begin, at);
         return false;

@@ -25,7 +25,7 @@ absl::StatusOr<std::shared_ptr<SlabEntry>> Store::Core::Reserve(std::shared_ptr<
   }
   const std::optional<Extents> room = Allocate(primary_bytes, refinement_bytes);
   if (!room) {
-    shard.Abandon(*entry);
+    shard.Abandon(entry);
     rejected_full_.fetch_add(1, std::memory_order_relaxed);
     return absl::ResourceExhaustedError(
         absl::StrCat("no room for ", primary_bytes, " + ", refinement_bytes, " bytes in a pool of ",
@@ -38,9 +38,9 @@ absl::StatusOr<std::shared_ptr<SlabEntry>> Store::Core::Reserve(std::shared_ptr<
 
 void Store::Core::Publish(SlabEntry& entry) { ShardOf(entry.key).Publish(entry, Tick()); }
 
-void Store::Core::Abandon(SlabEntry& entry) {
+void Store::Core::Abandon(const std::shared_ptr<SlabEntry>& entry) {
   absl::ReaderMutexLock moving(&moving_mu_);
-  pool_.Free(ShardOf(entry.key).Abandon(entry));
+  pool_.Free(ShardOf(entry->key).Abandon(entry));
 }
 
 std::shared_ptr<SlabEntry> Store::Core::Pin(const SlabKey& key) {

@@ -28,7 +28,7 @@ class Store::Core {
   absl::StatusOr<std::shared_ptr<SlabEntry>> Reserve(std::shared_ptr<SlabEntry> entry,
                                                      size_t primary_bytes, size_t refinement_bytes);
   void Publish(SlabEntry& entry);
-  void Abandon(SlabEntry& entry);
+  void Abandon(const std::shared_ptr<SlabEntry>& entry);
   std::shared_ptr<SlabEntry> Pin(const SlabKey& key);
   std::shared_ptr<SlabEntry> PinUnused(const SlabKey& key);  // does not count as a use
   std::shared_ptr<SlabEntry> PinColdest();  // null: nothing unpinned; does not count as a use

@@ -22,23 +22,28 @@ bool IndexShard::InsertFilling(const std::shared_ptr<SlabEntry>& entry) {
   return true;
 }
 
-Extents IndexShard::Abandon(SlabEntry& entry) {
+Extents IndexShard::Abandon(const std::shared_ptr<SlabEntry>& entry) {
   absl::MutexLock lock(&mu_);
-  --totals_.reserved_slabs;
-  const Extents freed{entry.primary, entry.refinement};
-  entries_.erase(entry.key);
+  const Extents freed{entry->primary, entry->refinement};
+  if (entry->state == State::kDetached) {
+    --totals_.pinned_slabs;
+    detached_.erase(entry);
+  } else {
+    --totals_.reserved_slabs;
+    entries_.erase(entry->key);
+  }
   return freed;
 }
 
 void IndexShard::Publish(SlabEntry& entry, uint64_t tick) {
   absl::MutexLock lock(&mu_);
+  if (entry.state == State::kDetached) return;
   entry.state = State::kPublished;
   --totals_.reserved_slabs;
   ++totals_.published_slabs;
   entry.last_use = tick;
   entry.pins = 1;
   ++totals_.pinned_slabs;
-  if (entry.erased) Detach(entry);
 }
 
 std::shared_ptr<SlabEntry> IndexShard::Pin(const SlabKey& key, std::optional<uint64_t> tick) {
@@ -97,13 +102,12 @@ std::optional<Extents> IndexShard::Erase(const SlabKey& key) {
   absl::MutexLock lock(&mu_);
   const auto it = entries_.find(key);
   if (it == entries_.end() || !Reachable(*it->second)) return std::nullopt;
-  SlabEntry& entry = *it->second;
-  if (entry.state == State::kFilling) {
-    if (std::exchange(entry.erased, true)) return std::nullopt;
-  } else if (entry.pins == 0) {
-    return RemoveUnpinned(entry);
+  if (it->second->state == State::kFilling) {
+    DetachFilling(*it->second);
+  } else if (it->second->pins == 0) {
+    return RemoveUnpinned(*it->second);
   } else {
-    Detach(entry);
+    Detach(*it->second);
   }
   return Extents{};
 }
@@ -182,10 +186,22 @@ Extents IndexShard::RemoveUnpinned(SlabEntry& entry) {
   return freed;
 }
 
-// The slab is pinned: its pins alone keep it from here on.
+// The slab is published and pinned: its pins alone keep it from here on.
 void IndexShard::Detach(SlabEntry& entry) {
-  entry.state = State::kDetached;
   --totals_.published_slabs;
+  MoveToDetached(entry);
+}
+
+// Its reservation is its pin.
+void IndexShard::DetachFilling(SlabEntry& entry) {
+  --totals_.reserved_slabs;
+  ++totals_.pinned_slabs;
+  entry.pins = 1;
+  MoveToDetached(entry);
+}
+
+void IndexShard::MoveToDetached(SlabEntry& entry) {
+  entry.state = State::kDetached;
   const auto it = entries_.find(entry.key);
   detached_.insert(std::move(it->second));
   entries_.erase(it);

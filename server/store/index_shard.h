@@ -50,8 +50,8 @@ class IndexShard {
 
   // False when the key is here in any state.
   bool InsertFilling(const std::shared_ptr<SlabEntry>& entry) ABSL_LOCKS_EXCLUDED(mu_);
-  Extents Abandon(SlabEntry& entry) ABSL_LOCKS_EXCLUDED(mu_);
-  // Pins it as well. A copy that was erased meanwhile is detached at once.
+  Extents Abandon(const std::shared_ptr<SlabEntry>& entry) ABSL_LOCKS_EXCLUDED(mu_);
+  // Pins it as well. Nobody finds a copy that was erased meanwhile.
   void Publish(SlabEntry& entry, uint64_t tick) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Null when the key is not published. `tick`, if any, is its last use from now on.
@@ -90,6 +90,8 @@ class IndexShard {
   Extents TakeRefinement(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Extents RemoveUnpinned(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Detach(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void DetachFilling(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void MoveToDetached(SlabEntry& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   ShardTotals Recount(ShardAudit& audit) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   mutable absl::Mutex mu_;

@@ -33,10 +33,9 @@ struct SlabEntry {
   enum class State : uint8_t {
     kFilling,    // in the index, invisible
     kPublished,  // in the index, found
-    kDetached,   // erased; kept by its pins alone
+    kDetached,   // erased; kept by its pins alone, or by the reservation of a copy
   };
   State state = State::kFilling;
-  bool erased = false;           // a copy, before it was published
   bool drop_refinement = false;  // as soon as no pin is left
   uint32_t pins = 0;
   uint64_t last_use = 0;  // tick of the store's clock; orders slabs across shards

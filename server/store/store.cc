@@ -105,7 +105,7 @@ Reservation& Reservation::operator=(Reservation&& other) noexcept {
 }
 
 Reservation::~Reservation() {
-  if (entry_ != nullptr) store_->core_->Abandon(*entry_);
+  if (entry_ != nullptr) store_->core_->Abandon(entry_);
 }
 
 absl::Span<std::byte> Reservation::primary() const {

@@ -119,9 +119,9 @@ class Store {
                                       size_t refinement_bytes);
 
   // Room for a copy of a slab that is pinned in another store, with its tag; without a refinement
-  // when the original is about to lose its own. Not invisible to Erase and DropRefinement: called
-  // while it is filled, they take effect when it is published. NotFound: the original was erased.
-  // Other errors as of Reserve.
+  // when the original is about to lose its own. Erase and DropRefinement reach it before it is
+  // published: nobody finds it then, or its refinement. NotFound: the original was erased. Other
+  // errors as of Reserve.
   absl::StatusOr<Reservation> ReserveCopy(const Pin& original);
 
   // An empty pin when the slab is not here. Counts as a use for the LRU order, now and not when the

@@ -43,13 +43,46 @@ void WaitUntil(const std::function<bool()>& done) {
   }
 }
 
+// The queue of the demotion thread, with something to do while its copies are on their way.
+class HookedQueue final : public DeviceQueue {
+ public:
+  HookedQueue(std::unique_ptr<DeviceQueue> queue, std::function<void()> hook)
+      : queue_(std::move(queue)), hook_(std::move(hook)) {}
+
+  absl::Status WaitFor(const WorkerEvent& event) override { return queue_->WaitFor(event); }
+  absl::Status Encode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,
+                      absl::Span<const DeviceBlock> blocks) override {
+    return queue_->Encode(codec, rows, blocks);
+  }
+  absl::Status Decode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,
+                      absl::Span<const DeviceBlock> blocks, absl::Span<uint8_t> broken) override {
+    return queue_->Decode(codec, rows, blocks, broken);
+  }
+  absl::Status CopyToHost(absl::Span<std::byte> host, const std::byte* device) override {
+    return queue_->CopyToHost(host, device);
+  }
+  absl::Status CopyToDevice(std::byte* device, absl::Span<const std::byte> host) override {
+    return queue_->CopyToDevice(device, host);
+  }
+  absl::Status Finish() override {
+    hook_();
+    return queue_->Finish();
+  }
+
+ private:
+  const std::unique_ptr<DeviceQueue> queue_;
+  const std::function<void()> hook_;
+};
+
 class TiersDemotion : public testing::Test {
  protected:
   void Create(uint64_t host_bytes) { Create(host_bytes, kDeviceBytes, TiersOptions()); }
   void Create(uint64_t host_bytes, uint64_t device_bytes, TiersOptions options) {
     options.host = {host_bytes, 4};
     options.device = StoreOptions{device_bytes, 4, device_.CreateSpace(device_bytes).value()};
-    options.moves = device_.CreateQueue(false).value();
+    options.moves = std::make_unique<HookedQueue>(device_.CreateQueue(false).value(), [this] {
+      if (while_copied_) while_copied_();
+    });
     tiers_ = Tiers::Create(std::move(options)).value();
   }
 
@@ -98,6 +131,7 @@ class TiersDemotion : public testing::Test {
   }
 
   HostDevice device_;
+  std::function<void()> while_copied_;  // set it while nothing is demoted
   const std::unique_ptr<DeviceQueue> queue_ = device_.CreateQueue(true).value();
   std::unique_ptr<Tiers> tiers_;
 };
@@ -252,6 +286,73 @@ TEST_F(TiersDemotion, DeviceLost_ThreadEndsAndHostServes) {
   EXPECT_TRUE(tiers_->Find(Key(0)));
   EXPECT_FALSE(tiers_->Find(Key(18)));
   tiers_.reset();  // does not hang
+}
+
+TEST_F(TiersDemotion, ErasedWhileCopied_DoesNotComeBack) {
+  Create(64 * kBytes);
+  for (uint32_t n = 0; n < 18; ++n) ASSERT_TRUE(Put(n).ok());
+  while_copied_ = [&] { tiers_->Erase(Key(1)); };
+  ASSERT_TRUE(Put(18).ok());
+  WaitForLowWatermark();
+  EXPECT_TRUE(tiers_->Find(Key(0)).on_host());
+  EXPECT_FALSE(tiers_->Find(Key(1)));
+  EXPECT_EQ(tiers_->Stats().host.slabs, 2u);
+  EXPECT_EQ(tiers_->Stats().demoted_slabs, 2u);
+}
+
+TEST_F(TiersDemotion, ErasedAndStoredAgainWhileCopied_TheNewOneStays) {
+  Create(64 * kBytes);
+  for (uint32_t n = 0; n < 18; ++n) ASSERT_TRUE(Put(n).ok());
+  const auto other_queue = device_.CreateQueue(true).value();
+  absl::Status stored = absl::UnknownError("not tried");
+  bool first = true;
+  while_copied_ = [&] {
+    if (!std::exchange(first, false)) return;
+    EXPECT_TRUE(tiers_->Erase(Key(1)));
+    stored = Put(*other_queue, 1, 9, 0);
+  };
+  const auto room = tiers_->Reserve(Tier::kDevice, Key(18), SlabTag{}, kBytes, 0);
+  WaitForLowWatermark();
+  EXPECT_TRUE(stored.ok()) << stored;
+  const Pin pin = tiers_->Find(Key(1));
+  ASSERT_TRUE(pin);
+  EXPECT_FALSE(pin.on_host());
+  EXPECT_EQ(conformance::VersionOf(Read(*queue_, pin, pin.primary())), 9);
+}
+
+TEST_F(TiersDemotion, RefinementDroppedWhileCopied_IsDroppedOnTheHost) {
+  Create(64 * kBytes);
+  for (uint32_t n = 0; n < 9; ++n) ASSERT_TRUE(Put(*queue_, n, 7, kBytes).ok());
+  while_copied_ = [&] { tiers_->DropRefinement(Key(0)); };
+  const auto room = tiers_->Reserve(Tier::kDevice, Key(18), SlabTag{}, kBytes, 0);
+  WaitForLowWatermark();
+  const Pin pin = tiers_->Find(Key(0));
+  EXPECT_TRUE(pin.on_host());
+  EXPECT_TRUE(pin.refinement().empty());
+  EXPECT_EQ(Check(*queue_, pin, 0), "");
+  EXPECT_FALSE(tiers_->Find(Key(1)).refinement().empty());
+}
+
+// A reader looks for the first slab of each batch all the time while it goes down.
+TEST_F(TiersDemotion, OnItsWayDown_ASlabIsFoundAllTheTime) {
+  Create(32 * kBytes);
+  std::atomic<uint32_t> wanted{0};
+  std::atomic<int> misses{0};
+  std::atomic<bool> done{false};
+  while_copied_ = [&] { wanted = static_cast<uint32_t>(tiers_->Stats().demoted_slabs); };
+  for (uint32_t n = 0; n < 16; ++n) ASSERT_TRUE(Put(n).ok());
+  std::thread reader([&] {
+    while (!done) misses += tiers_->Peek(Key(wanted)) ? 0 : 1;  // no use
+  });
+  for (uint32_t n = 16; n < 200; ++n) {
+    EXPECT_TRUE(Put(n).ok());
+    WaitUntil([&] { return tiers_->device()->used_bytes() <= kDeviceBytes * 9 / 10; });
+  }
+  done = true;
+  reader.join();
+  EXPECT_EQ(misses, 0);
+  EXPECT_GE(tiers_->Stats().demoted_slabs, 180u);
+  EXPECT_EQ(tiers_->Stats().device.evicted_slabs, 0u);
 }
 
 // Each thread owns keys that only it stores and removes, so it knows what must be found: nothing

@@ -115,7 +115,20 @@ TEST(Tiers, Erase_WhileACopyIsFilled_ReachesTheCopy) {
     EXPECT_TRUE(copy);
     EXPECT_FALSE(tiers->Find(Key(1)));
     EXPECT_TRUE(tiers->CheckInvariants().ok()) << tiers->CheckInvariants();
-    EXPECT_TRUE(Put(*tiers, Tier::kDevice, 1, 0).ok());  // another slab by now
+  }
+  EXPECT_EQ(tiers->Stats().device.used_bytes, 0u);
+}
+
+TEST(Tiers, Erase_WhileACopyIsFilled_FreesTheKeyAtOnce) {
+  const auto tiers = Both();
+  for (Tier tier : {Tier::kDevice, Tier::kHost}) {
+    ASSERT_TRUE(Put(*tiers, Tier::kHost, 1, 0).ok());
+    auto room = tiers->ReserveCopy(tiers->Find(Key(1)));
+    EXPECT_TRUE(tiers->Erase(Key(1)));
+    EXPECT_TRUE(Put(*tiers, tier, 1, 0).ok());
+    const std::byte* other = tiers->Find(Key(1)).primary().data();
+    std::move(*room).Publish();
+    EXPECT_EQ(tiers->Find(Key(1)).primary().data(), other);
     EXPECT_TRUE(tiers->Erase(Key(1)));
   }
   EXPECT_EQ(tiers->Stats().device.used_bytes, 0u);

@@ -3,6 +3,8 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <utility>
+#include <vector>
 
 #include "tests/testing/driver_stand_in.h"
 
@@ -39,6 +41,31 @@ TEST(PinnedSpace, Commit_PastTheLimit_ChangesNothing) {
   EXPECT_EQ(Driver().pinned_bytes, 2 * granule);
   EXPECT_TRUE(space->Commit(begin + 2 * granule, 2 * granule));
   space->Unreserve(begin, 8 * granule);
+}
+
+TEST(PinnedSpace, Parts_LieInOneGranuleEach) {
+  const auto space = CreatePinnedSpace();
+  EXPECT_EQ(space->granule_bytes(), kPinnedGranuleBytes);
+  std::byte* begin = space->Reserve(4 * kPinnedGranuleBytes);
+  EXPECT_EQ(reinterpret_cast<uintptr_t>(begin) % kPinnedGranuleBytes, 0u);
+  std::vector<std::pair<size_t, size_t>> parts;
+  const auto collect = [&](size_t at, size_t bytes) {
+    parts.emplace_back(at, bytes);
+    return absl::OkStatus();
+  };
+  EXPECT_TRUE(ForEachPinnedPart(begin + 100, 2 * kPinnedGranuleBytes, collect).ok());
+  EXPECT_EQ(parts, (std::vector<std::pair<size_t, size_t>>{
+                       {0, kPinnedGranuleBytes - 100},
+                       {kPinnedGranuleBytes - 100, kPinnedGranuleBytes},
+                       {2 * kPinnedGranuleBytes - 100, 100}}));
+  parts.clear();
+  EXPECT_TRUE(ForEachPinnedPart(begin, kPinnedGranuleBytes, collect).ok());
+  EXPECT_EQ(parts.size(), 1u);
+  EXPECT_TRUE(ForEachPinnedPart(begin, 0, collect).ok());
+  EXPECT_EQ(parts.size(), 1u);
+  const auto fail = [](size_t, size_t) { return absl::InternalError("no"); };
+  EXPECT_FALSE(ForEachPinnedPart(begin, 1, fail).ok());
+  space->Unreserve(begin, 4 * kPinnedGranuleBytes);
 }
 
 }  // namespace

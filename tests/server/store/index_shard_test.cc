@@ -97,8 +97,82 @@ TEST(IndexShard, Filling_IsNeitherFoundNorErasedNorEvicted) {
   EXPECT_FALSE(shard.Erase(entry->key));
   EXPECT_FALSE(shard.DropRefinement(entry->key));
   EXPECT_FALSE(shard.TakeColdest(Victim::kSlab));
-  EXPECT_EQ(shard.Abandon(*entry).stored_bytes(), 192u);
+  EXPECT_EQ(shard.Abandon(entry).stored_bytes(), 192u);
   EXPECT_EQ(shard.Totals().reserved_slabs, 0u);
+}
+
+std::shared_ptr<SlabEntry> FillingCopy(IndexShard& shard, uint8_t n) {
+  SlabKey key;
+  key.block[0] = n;
+  auto entry = std::make_shared<SlabEntry>(key, SlabTag{}, SlabEntry::Origin::kCopy);
+  entry->primary.bytes = 128;
+  entry->refinement.bytes = 64;
+  EXPECT_TRUE(shard.InsertFilling(entry));
+  return entry;
+}
+
+TEST(IndexShard, FillingCopy_Erased_FreesItsKeyAtOnce) {
+  IndexShard shard;
+  const auto copy = FillingCopy(shard, 1);
+  EXPECT_TRUE(shard.Holds(copy->key));
+  EXPECT_EQ(shard.Erase(copy->key)->stored_bytes(), 0u);
+  EXPECT_FALSE(shard.Erase(copy->key));
+  EXPECT_FALSE(shard.Holds(copy->key));
+  const auto other = Published(shard, 1, 10);
+  shard.Publish(*copy, 20);
+  EXPECT_EQ(shard.Pin(copy->key, 30), other);
+  EXPECT_TRUE(shard.Audit().ok()) << shard.Audit().status();
+  EXPECT_EQ(shard.Unpin(copy).stored_bytes(), 192u);
+  shard.Unpin(other);
+  EXPECT_EQ(shard.Totals().published_slabs, 1u);
+  EXPECT_EQ(shard.Totals().reserved_slabs, 0u);
+  EXPECT_EQ(shard.Totals().pinned_slabs, 0u);
+}
+
+TEST(IndexShard, FillingCopy_ErasedAndAbandoned_IsGone) {
+  IndexShard shard;
+  const auto copy = FillingCopy(shard, 1);
+  shard.Erase(copy->key);
+  EXPECT_TRUE(shard.Audit().ok()) << shard.Audit().status();
+  EXPECT_EQ(shard.Abandon(copy).stored_bytes(), 192u);
+  EXPECT_EQ(shard.Totals().pinned_slabs, 0u);
+  EXPECT_TRUE(shard.Audit().ok()) << shard.Audit().status();
+}
+
+TEST(IndexShard, FillingCopy_RefinementDropped_GoesWithItsLastPin) {
+  IndexShard shard;
+  const auto copy = FillingCopy(shard, 1);
+  EXPECT_TRUE(shard.DropRefinement(copy->key));
+  EXPECT_FALSE(shard.DropRefinement(copy->key));
+  shard.Publish(*copy, 10);
+  EXPECT_EQ(shard.Unpin(copy).stored_bytes(), 64u);
+  EXPECT_TRUE(copy->refinement.empty());
+}
+
+TEST(IndexShard, ErasePinned_OnlyTheVerySlab) {
+  IndexShard shard;
+  const auto first = Published(shard, 1, 10);
+  shard.Pin(first->key, 11);
+  EXPECT_FALSE(shard.FateOf(*first).erased);
+  EXPECT_TRUE(shard.ErasePinned(*first));
+  EXPECT_TRUE(shard.FateOf(*first).erased);
+  const auto second = Published(shard, 1, 12);
+  EXPECT_FALSE(shard.ErasePinned(*first));
+  EXPECT_EQ(shard.Unpin(first).stored_bytes(), 192u);
+  EXPECT_EQ(shard.Pin(first->key, 13), second);
+}
+
+TEST(IndexShard, PinColdest_TakesThemInOrderOfUse) {
+  IndexShard shard;
+  const auto first = Published(shard, 1, 10);
+  const auto second = Published(shard, 2, 20);
+  shard.Unpin(shard.Pin(first->key, 30));
+  EXPECT_EQ(shard.PinColdest(), second);
+  EXPECT_EQ(shard.PinColdest(), first);
+  EXPECT_EQ(shard.PinColdest(), nullptr);
+  shard.Unpin(first);
+  shard.Unpin(second);
+  EXPECT_EQ(shard.ColdestTick(Victim::kSlab), 20u);  // not a use
 }
 
 }  // namespace
