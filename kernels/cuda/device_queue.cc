@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/decode_pages.h"
 #include "kernels/cuda/encode_pages.h"
+#include "kernels/memory/pinned_space.h"
 
 namespace fq {
 namespace {
@@ -145,16 +146,20 @@ absl::Status CudaQueue::Decode(const DeviceCodec& codec, absl::Span<const Device
 
 absl::Status CudaQueue::CopyToHost(absl::Span<std::byte> host, const std::byte* device) {
   FQ_RETURN_IF_CUDA_ERROR(cudaSetDevice(ordinal_));
-  FQ_RETURN_IF_CUDA_ERROR(
-      cudaMemcpyAsync(host.data(), device, host.size(), cudaMemcpyDeviceToHost, stream_));
-  return absl::OkStatus();
+  return ForEachPinnedPart(host.data(), host.size(), [&](size_t at, size_t bytes) {
+    return CudaStatus(
+        cudaMemcpyAsync(host.data() + at, device + at, bytes, cudaMemcpyDeviceToHost, stream_),
+        "cudaMemcpyAsync to the host");
+  });
 }
 
 absl::Status CudaQueue::CopyToDevice(std::byte* device, absl::Span<const std::byte> host) {
   FQ_RETURN_IF_CUDA_ERROR(cudaSetDevice(ordinal_));
-  FQ_RETURN_IF_CUDA_ERROR(
-      cudaMemcpyAsync(device, host.data(), host.size(), cudaMemcpyHostToDevice, stream_));
-  return absl::OkStatus();
+  return ForEachPinnedPart(host.data(), host.size(), [&](size_t at, size_t bytes) {
+    return CudaStatus(
+        cudaMemcpyAsync(device + at, host.data() + at, bytes, cudaMemcpyHostToDevice, stream_),
+        "cudaMemcpyAsync to the device");
+  });
 }
 
 absl::Status CudaQueue::Finish() {
