@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from fake_device_node import FakeDeviceNode, MemfdGpu
+from fake_device_node import UUID, FakeDeviceNode, MemfdGpu
+from flashquant import device_memory
 from flashquant.client import Client, Deadlines
 from flashquant.device_memory import DeviceMemoryError
 from flashquant.device_segment import DeviceMemory
@@ -20,6 +21,7 @@ from flashquant.keys import KeyChain, Namespace, root_key
 from flashquant.link import SessionSpec
 from flashquant.v1 import kv_cache_pb2 as pb
 from flashquant.vllm.geometry import rows_packing
+from flashquant.vllm.gpu_cache import gpu_cache
 from flashquant.vllm.jobs import LoadJob, SaveJob, StepJobs
 from flashquant.vllm.rows_view import RowsView
 from flashquant.vllm.staging import smallest_segment
@@ -296,6 +298,40 @@ def test_packet_without_event_and_with(gpu):
     assert DeviceMemory(view.memory()).packet(b"s" * 16)[60:128] == bytes(68)
     with pytest.raises(DeviceMemoryError, match="64 bytes, got 3"):
         DeviceMemory(view.memory(), b"abc")
+
+
+def test_cache_is_shared_unless_blocks_may_go_or_the_driver_refuses(gpu, caplog):
+    shape = (BLOCKS, HEADS, SIZE)
+    tensors = nhd(gpu, 16)
+    assert gpu_cache(tensors, *shape, blocks_stay=True).shared.uuid == UUID
+    assert gpu_cache(tensors, *shape, blocks_stay=False).shared is None
+    assert "a sliding window frees blocks" in caplog.text
+    wide = [halves(gpu, (BLOCKS, HEADS, 16, 2 * SIZE + 2))[..., :2 * SIZE] for _ in range(LAYERS)]
+    assert gpu_cache(wide, *shape, blocks_stay=True).shared is None
+    assert "not multiples of 256, 16, 16" in caplog.text
+
+
+def test_without_a_driver_it_is_said(monkeypatch):
+    def no_library(name):
+        raise OSError(f"{name}: cannot open")
+    monkeypatch.setattr(device_memory.ctypes, "CDLL", no_library)
+    device_memory.driver.cache_clear()
+    with pytest.raises(DeviceMemoryError, match="no CUDA driver: libcuda.so.1: cannot open"):
+        device_memory.device_uuid(1)
+
+
+def test_driver_error_is_named_with_its_words(monkeypatch):
+    class Library:
+        """A driver whose every call fails."""
+
+        def cuGetErrorString(self, code, text):
+            text._obj.value = b"out of memory"
+
+        def __getattr__(self, name):
+            return lambda *arguments: 2
+    monkeypatch.setattr(device_memory, "driver", Library)
+    with pytest.raises(DeviceMemoryError, match=r"cuMemGetAddressRange_v2: out of memory \(2\)"):
+        device_memory.allocation_of(1)
 
 
 def test_layer_over_two_allocations_is_refused(gpu):
