@@ -4,7 +4,6 @@
 #pragma once
 
 #include <array>
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -22,9 +21,6 @@ namespace fq {
 
 // Chunks of an engine's cache are numbered in units of so many bytes.
 inline constexpr uint64_t kChunkUnitBytes = 256;
-
-// For how long a queue waits for a worker's event.
-inline constexpr std::chrono::seconds kEventPatience{5};
 
 using DeviceUuid = std::array<uint8_t, 16>;
 using IpcHandle = std::array<uint8_t, 64>;  // cudaIpcMemHandle_t, cudaIpcEventHandle_t
@@ -98,12 +94,6 @@ class DeviceCodec {
 class DeviceQueue {
  public:
   virtual ~DeviceQueue() = default;
-
-  // Returns when what the event was last recorded behind is done, so that what is queued next
-  // starts after it. DeadlineExceeded after kEventPatience: the queue goes on, but must not do what
-  // the event was to come before. It is the host that waits, because a stream that waits for the
-  // event of a killed process waits forever.
-  virtual absl::Status WaitFor(const WorkerEvent& event) = 0;
 
   // Reads the rows, writes whole extents: header, page checksums, pages.
   virtual absl::Status Encode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,

@@ -1,8 +1,10 @@
 // PagePath: pages in tensors on the GPU, slabs in its memory. Nothing passes through the host but
 // slabs that only the host tier holds.
+#include <chrono>
 #include <cstring>
 #include <memory>
 #include <string>
+#include <thread>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -56,7 +58,6 @@ DeviceCall CallOf(DeviceWork work, const CallContext& context, const SlabSpace& 
   call.work = work;
   call.still_wanted = [&context] { return context.Check(); };
   call.session = pages.session;
-  call.event = pages.device->event();
   call.codec = space.device_codec.get();
   call.rows = rows.rows;
   return call;
@@ -124,6 +125,23 @@ struct FetchedPages {
   std::vector<SourcePage> pages;
 };
 
+// Returns once the engine's stream has passed its event. Waits in the caller's thread, so that an
+// engine that dies holds up nobody else's call.
+absl::Status AwaitEngine(const CallContext& context, const WorkerEvent* event) {
+  constexpr int kBusyPolls = 200;
+  constexpr std::chrono::microseconds kPause{20};
+  for (int polls = 0; event != nullptr; ++polls) {
+    const absl::StatusOr<bool> done = event->Done();
+    if (!done.ok()) {
+      return absl::UnavailableError(absl::StrCat("the segment's event: ", done.status().message()));
+    }
+    if (*done) break;
+    FQ_RETURN_IF_ERROR(context.Check());
+    if (polls >= kBusyPolls) std::this_thread::sleep_for(kPause);
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status PagePath::CheckDevice() const {
@@ -146,6 +164,7 @@ absl::Status PagePath::StoreFromDevice(const CallContext& context, const SlabSpa
                                        const StoreCall& call, std::vector<BlockOutcome>& outcomes) {
   FQ_RETURN_IF_ERROR(context.Check());
   FQ_RETURN_IF_ERROR(CheckDevice());
+  FQ_RETURN_IF_ERROR(AwaitEngine(context, call.source.device->event()));
   struct Reserved {
     size_t index;
     Plan plan;
@@ -217,6 +236,7 @@ absl::Status PagePath::LoadToDevice(const CallContext& context, const SlabSpace&
                                     std::vector<BlockOutcome>& outcomes) {
   FQ_RETURN_IF_ERROR(context.Check());
   FQ_RETURN_IF_ERROR(CheckDevice());
+  FQ_RETURN_IF_ERROR(AwaitEngine(context, target.device->event()));
   const CallerRows rows(target, space.shape());
   DeviceCall work = CallOf(DeviceWork::kDecode, context, space, target, rows);
   std::vector<size_t> indices;     // of the lease, per block of `work`

@@ -4,7 +4,6 @@
 #include <chrono>
 #include <cstring>
 #include <numeric>
-#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -17,7 +16,7 @@ namespace {
 
 constexpr size_t kMinStaging = size_t{1} << 20;
 constexpr size_t kMinJobs = 1 << 12, kMaxJobs = 1 << 18;  // of a launch; 256 KiB and 16 MiB
-constexpr std::chrono::microseconds kSpin{100}, kNap{20};
+constexpr std::chrono::microseconds kSpin{100};
 
 size_t Align(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -104,21 +103,6 @@ CudaQueue::~CudaQueue() {
   cudaStreamSynchronize(stream_);
   if (done_ != nullptr) cudaEventDestroy(done_);
   cudaStreamDestroy(stream_);
-}
-
-absl::Status CudaQueue::WaitFor(const WorkerEvent& event) {
-  const auto begin = std::chrono::steady_clock::now();
-  FQ_ASSIGN_OR_RETURN(bool done, event.Done());
-  while (!done) {
-    const auto waited = std::chrono::steady_clock::now() - begin;
-    if (waited > kEventPatience) {
-      return absl::DeadlineExceededError(absl::StrCat(
-          "device: the worker's event has not come within ", kEventPatience.count(), " s"));
-    }
-    if (waited > kSpin) std::this_thread::sleep_for(kNap);
-    FQ_ASSIGN_OR_RETURN(done, event.Done());
-  }
-  return absl::OkStatus();
 }
 
 absl::Status CudaQueue::Encode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,

@@ -23,8 +23,7 @@ class CudaQueue final : public DeviceQueue {
   // Waits for what is queued.
   ~CudaQueue() override;
 
-  // The event is a CudaEvent, codecs are CudaCodecs.
-  absl::Status WaitFor(const WorkerEvent& event) override;
+  // Codecs are CudaCodecs.
   absl::Status Encode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,
                       absl::Span<const DeviceBlock> blocks) override;
   absl::Status Decode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,

@@ -191,7 +191,6 @@ absl::Status DeviceScheduler::Launch(const Batch& batch, DeviceQueue& queue) {
   absl::Status status;
   for (const Piece& piece : batch) {
     DeviceCall& call = *piece.call->call;
-    if (call.event != nullptr) status.Update(queue.WaitFor(*call.event));
     status.Update(QueueCopies(call, piece.begin, piece.end, queue));
     blocks.Add(call, piece.begin, piece.end);
   }

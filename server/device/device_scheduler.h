@@ -40,7 +40,6 @@ struct DeviceCall {
 
   DeviceWork work = DeviceWork::kDecode;
   const void* session = nullptr;       // who takes turns
-  const WorkerEvent* event = nullptr;  // to wait for first, or null
   // Asked before each launch: an error is the call's result, and nothing more of it is launched.
   std::function<absl::Status()> still_wanted = [] { return absl::OkStatus(); };
   const DeviceCodec* codec = nullptr;  // of kEncode and kDecode

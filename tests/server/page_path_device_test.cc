@@ -258,6 +258,23 @@ TEST_F(PagePathDeviceTest, StoresWaitForTheEnginesEvent) {
   EXPECT_EQ(device_path_->LoadInline({}, *space_, Leased(1))->payload, memory_);
 }
 
+TEST_F(PagePathDeviceTest, AnEventThatNeverComes_EndsWithTheCallAlone) {
+  HostWorkerEvent event;
+  const auto waiting = MapSegment(event.handle());
+  event.Record();
+  StoreCall call = FromDevice(Profile::kExact, 0, 1);
+  call.source.device = waiting.get();
+  CallContext context;
+  context.deadline = SteadyNow() + std::chrono::milliseconds(60);
+  std::thread stuck([&] {
+    EXPECT_EQ(device_path_->StoreBlocks(context, *space_, call).status().code(),
+              absl::StatusCode::kDeadlineExceeded);
+  });
+  EXPECT_EQ(StoreFromDevice(Profile::kExact, 1, 1), std::vector<BlockOutcome>(1, kOk));
+  stuck.join();
+  EXPECT_EQ(Held(2), "-e");
+}
+
 TEST_F(PagePathDeviceTest, SampledBlocks_AreMeasuredAsOnTheHost) {
   for (uint8_t i = 0; i < 40; ++i) StoreFromDevice(Profile::kNearLossless, i, 1);
   const ProfileQuality on_device = space_->quality->Of(Profile::kNearLossless);

@@ -1,8 +1,6 @@
 #include "tests/testing/host_queue.h"
 
-#include <chrono>
 #include <cstring>
-#include <thread>
 #include <utility>
 
 #include "kernels/base/status_macros.h"
@@ -130,18 +128,6 @@ absl::Status HostFaults::TakeFinish() {
 absl::Status HostQueue::Queue(std::function<absl::Status()> work) {
   FQ_RETURN_IF_ERROR(faults_->Check());
   queued_.push_back(std::move(work));
-  return absl::OkStatus();
-}
-
-absl::Status HostQueue::WaitFor(const WorkerEvent& event) {
-  FQ_RETURN_IF_ERROR(faults_->Check());
-  const auto until = std::chrono::steady_clock::now() + kEventPatience;
-  while (!*event.Done()) {
-    if (std::chrono::steady_clock::now() > until) {
-      return absl::DeadlineExceededError("device: the worker's event has not come");
-    }
-    std::this_thread::sleep_for(std::chrono::microseconds(100));
-  }
   return absl::OkStatus();
 }
 

@@ -42,7 +42,6 @@ class HostQueue final : public DeviceQueue {
  public:
   explicit HostQueue(std::shared_ptr<HostFaults> faults) : faults_(std::move(faults)) {}
 
-  absl::Status WaitFor(const WorkerEvent& event) override;
   absl::Status Encode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,
                       absl::Span<const DeviceBlock> blocks) override;
   absl::Status Decode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,

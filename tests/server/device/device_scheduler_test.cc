@@ -21,7 +21,6 @@ class RecordingQueue : public DeviceQueue {
   };
   explicit RecordingQueue(Log* log) : log_(log) {}
 
-  absl::Status WaitFor(const WorkerEvent&) override { return absl::OkStatus(); }
   absl::Status Encode(const DeviceCodec&, absl::Span<const DeviceRows>,
                       absl::Span<const DeviceBlock> blocks) override {
     return Record(blocks);

@@ -171,7 +171,8 @@ TEST_F(DevicePagesTest, UnregisterIsAnsweredWhenTheLastCallHasEnded) {
     wire::StoreResponse response;
     EXPECT_TRUE(client_.Store(StoreOf(segment, keys_), response).ok());
   });
-  EXPECT_TRUE(Eventually([&] { return node_.node().tiers().Stats().device.reserved_slabs == 2; }));
+  EXPECT_TRUE(Eventually([&] { return node_.node().Sample().running_calls == 1; }));
+  std::this_thread::sleep_for(std::chrono::milliseconds(20));  // it has found its segment
   const OwnedFd peer = Connect();
   SendPacket(peer, SegmentPacket(client_.id(), 2, segment, 0), {});
   char byte = 0;
