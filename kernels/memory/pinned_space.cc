@@ -24,6 +24,7 @@ class PinnedSpace final : public MemorySpace {
         (kPinnedGranuleBytes - reinterpret_cast<uintptr_t>(data)) % kPinnedGranuleBytes;
     if (before > 0) munmap(begin, before);
     munmap(begin + before + bytes, kPinnedGranuleBytes - before);
+    madvise(begin + before, bytes, MADV_HUGEPAGE);  // quicker to fill and to pin
     return begin + before;
   }
 
