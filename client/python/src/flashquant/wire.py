@@ -55,6 +55,7 @@ def pages_at(layout: pb.PageLayout, offsets: np.ndarray, first_tokens: list[int]
 
     `first_tokens` [blocks]: position of each block in its first chunk.
     """
-    places = [pb.BlockPlace(chunk_offsets=row, first_token=first)
-              for row, first in zip(offsets.tolist(), first_tokens)]
-    return pb.Pages(layout=layout, places=places, segment_id=segment_id)
+    pages = pb.Pages(layout=layout, segment_id=segment_id)
+    for row, first in zip(offsets.tolist(), first_tokens):
+        pages.places.add(chunk_offsets=row, first_token=first)
+    return pages
