@@ -49,7 +49,6 @@ class HookedQueue final : public DeviceQueue {
   HookedQueue(std::unique_ptr<DeviceQueue> queue, std::function<void()> hook)
       : queue_(std::move(queue)), hook_(std::move(hook)) {}
 
-  absl::Status WaitFor(const WorkerEvent& event) override { return queue_->WaitFor(event); }
   absl::Status Encode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,
                       absl::Span<const DeviceBlock> blocks) override {
     return queue_->Encode(codec, rows, blocks);
