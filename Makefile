@@ -9,7 +9,7 @@ SMALL_SCENES := *PageKernels*64x16*:*PageKernels*128x16*:*PageKernels*Universal9
 # Whole slabs of every kind through a Device.
 SMALL_SLABS := *DeviceCoding*Whole*/d64t0:*DeviceCoding*QueuedBehind*/d64t0:*DeviceCoding*OtherKind*/d64t0
 # The same for attention: all kinds of pages, head sizes 64 and 256, in a block's smallest layout too.
-SMALL_ATTENTION := *Sink*/0:*Sink*/2:*QueryHeads*/0:*Refinements*/0:*BFloat16*/0
+SMALL_ATTENTION := *Sink*/0:*Sink*/2:*QueryHeads*/0:*Refinements*/0:*BFloat16*/0:*Rope*/0
 ATTEND_TEST = $(BUILD)/bin/attend_device_test --cache-folder=$(BUILD)/attend_cache
 # Cache hits for checkouts in other folders.
 export CCACHE_BASEDIR := $(CURDIR)

@@ -27,6 +27,7 @@ target_sources(fq_cuda PRIVATE
   ${CMAKE_CURRENT_LIST_DIR}/attend_heads.cc
   ${CMAKE_CURRENT_LIST_DIR}/attend_launch.cu
   ${CMAKE_CURRENT_LIST_DIR}/attend_plan.cc
+  ${CMAKE_CURRENT_LIST_DIR}/attend_rope.cu
   ${CMAKE_CURRENT_LIST_DIR}/attend_source.cc
   ${CMAKE_CURRENT_LIST_DIR}/merge_partials.cu
   ${CMAKE_CURRENT_BINARY_DIR}/attend_headers.cc)

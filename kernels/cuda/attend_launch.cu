@@ -2,43 +2,12 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/attend_query.cuh"
+#include "kernels/cuda/attend_start.h"
 #include "kernels/cuda/cuda_status.h"
 #include "kernels/cuda/merge.cuh"
 
 namespace fq {
 namespace {
-
-constexpr float kLog2E = 1.4426950408889634f;
-
-struct Launch {
-  const void* function;
-  int blocks, threads, shared_bytes;
-  bool overlaps;  // may start before the kernel before it has finished
-};
-
-// `params` is the kernel's only parameter.
-template <typename Params>
-absl::Status LaunchKernel(const Launch& launch, const Params& params, cudaStream_t stream) {
-#ifdef FQ_EMULATED
-  static_cast<void>(stream);
-  const auto kernel = reinterpret_cast<void (*)(Params)>(const_cast<void*>(launch.function));
-  emulation::RunGrid(launch.blocks, launch.threads, launch.shared_bytes, [&] { kernel(params); });
-#else
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(launch.blocks);
-  config.blockDim = dim3(launch.threads);
-  config.dynamicSmemBytes = launch.shared_bytes;
-  config.stream = stream;
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &attribute;
-  config.numAttrs = launch.overlaps ? 1 : 0;
-  void* arguments[] = {const_cast<Params*>(&params)};
-  FQ_RETURN_IF_CUDA_ERROR(cudaLaunchKernelExC(&config, launch.function, arguments));
-#endif
-  return absl::OkStatus();
-}
 
 // The kernels before and after for one head size and element type.
 struct EdgeKernels {
@@ -122,15 +91,16 @@ absl::Status LaunchAttend(const AttendKernel& kernel, const AttendWorkspace& wor
   params.refinements = inputs.refinements;
   if (steps & kAttendQueries) {
     const QueryParams query = {workspace.task_infos(), workspace.tasks(), inputs.q,
-                               const_cast<std::byte*>(params.queries), inputs.scale * kLog2E};
-    const int blocks = (workspace.tasks() + QueryTasks(d) - 1) / QueryTasks(d);
-    FQ_RETURN_IF_ERROR(
-        LaunchKernel({edges.prepare, blocks, kQueryThreads, 0, true}, query, stream));
+                               workspace.queries(), inputs.scale * kLog2E};
+    FQ_RETURN_IF_ERROR(LaunchKernel(
+        {edges.prepare, QueryBlocks(d, workspace.tasks()), kQueryThreads, 0, true}, query, stream));
   }
   if (steps & kAttendPages) {
-    FQ_RETURN_IF_ERROR(LaunchKernel({kernel.function(), workspace.blocks(), AttendWarps(d) * 32,
-                                     kernel.shared_bytes(), (steps & kAttendQueries) != 0},
-                                    params, stream));
+    // Those kernels let it start when whatever was before them has finished.
+    const bool early = (steps & (kAttendQueries | kAttendEarly)) != 0;
+    FQ_RETURN_IF_ERROR(LaunchKernel(
+        {kernel.function(), workspace.blocks(), AttendWarps(d) * 32, kernel.shared_bytes(), early},
+        params, stream));
   }
   if (steps & kAttendMerge) {
     const MergeParams merge = {workspace.task_infos(), params.values, params.stats, inputs.out,

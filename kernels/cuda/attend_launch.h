@@ -25,6 +25,7 @@ class AttendWorkspace {
   int tasks() const { return tasks_; }
   const AttendTaskInfo* task_infos() const { return task_infos_.as<AttendTaskInfo>(); }
   AttendParams params() const;
+  std::byte* queries() const { return queries_.as<std::byte>(); }  // [tasks] AttendQueryLayout
 
  private:
   int blocks_ = 0, tasks_ = 0;
@@ -42,8 +43,15 @@ struct AttendInputs {
   float* lse = nullptr;                   // [rows], natural logarithm
 };
 
-// Steps of a call. The first can be left to a kernel of the engine that runs anyway.
-enum AttendSteps { kAttendQueries = 1, kAttendPages = 2, kAttendMerge = 4, kAttendAllSteps = 7 };
+// Steps of a call. Behind LaunchRope, which does the first, kAttendBehindRope are the others.
+enum AttendSteps {
+  kAttendQueries = 1,
+  kAttendPages = 2,
+  kAttendMerge = 4,
+  kAttendAllSteps = 7,
+  kAttendEarly = 8,  // the kernel before on the stream is LaunchRope's
+  kAttendBehindRope = kAttendEarly | kAttendPages | kAttendMerge
+};
 
 // Enqueues the kernels; does not wait. Same inputs and plan give the same bits. While the kernel
 // enqueued before still runs, the first one here may read the plan and the codec set's records,

@@ -15,6 +15,33 @@ struct QueryParams {
   float scale;         // softmax scale * log2(e)
 };
 
+// A pair of elements as FP32.
+template <bool kBf16>
+FQ_DEVICE float2 UnpackElements(uint32_t pair) {
+  if constexpr (kBf16) {
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000u));
+  } else {
+    return UnpackHalves(pair);
+  }
+}
+
+// Query rows as they are. Lane (g, t) of a warp gets the words 8s + 4i + t of a row, s < d / 16.
+template <int kHeadSize>
+struct PlainRows {
+  const void* q;
+  FQ_DEVICE void Load(int row, int t, uint32_t (&words)[kHeadSize / 16][2]) const {
+#pragma unroll
+    for (int s = 0; s < kHeadSize / 16; ++s) LoadShare(row, s, t, words[s]);
+  }
+  // Those of s = `share` alone.
+  FQ_DEVICE void LoadShare(int row, int share, int t, uint32_t (&words)[2]) const {
+    const uint32_t* from = static_cast<const uint32_t*>(q) +
+                           static_cast<int64_t>(row) * (kHeadSize / 2) + 8 * share + t;
+    words[0] = from[0];
+    words[1] = from[4];
+  }
+};
+
 // One warp's share of a task: components 16 share .. 16 share + 15 of its 8 rows.
 template <int kHeadSize, bool kBf16>
 class QueryShare {
@@ -22,37 +49,46 @@ class QueryShare {
   FQ_DEVICE QueryShare(const AttendTaskInfo& task, int share, float scale, std::byte* to)
       : task_(task), share_(share), scale_(scale), to_(to) {}
 
-  FQ_DEVICE void LoadMatrix() {
+  // What the codec set says: this may be read while the kernel before still runs.
+  FQ_DEVICE void LoadConstants() {
     if (task_.record == nullptr) return;
     const uint4* fragments =
         reinterpret_cast<const uint4*>(task_.record + Tables().QueryFragments()) +
         share_ * kSteps * 32 + (threadIdx.x & 31);
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) matrix_[s] = fragments[32 * s];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      mu_[i] = reinterpret_cast<const float2*>(Vector(Tables().Mu(0)))[t_ + 4 * i];
+#pragma unroll
+      for (int part = 0; part < 2; ++part) {
+        unit_[part][i] = Vector(Tables().Unit(0, part))[g_ + 8 * i];
+        is_class8_[part][i] = Vector(Tables().IsClass8(part))[g_ + 8 * i];
+      }
+    }
   }
 
-  FQ_DEVICE void Prepare(const void* rows) {
+  template <typename Rows>
+  FQ_DEVICE void Prepare(const Rows& rows) {
     const int row = task_.rows[g_];
-    const uint32_t* q = static_cast<const uint32_t*>(rows) +
-                        static_cast<int64_t>(max(row, 0)) * (kHeadSize / 2) + t_;
-    uint32_t b[kSteps][2], own[2];
-#pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-#pragma unroll
-      for (int i = 0; i < 2; ++i) b[s][i] = row < 0 ? 0u : q[8 * s + 4 * i];
+    uint32_t b[kSteps][2] = {}, own[2] = {};
+    if (row >= 0) {
+      rows.Load(row, t_, b);
+      rows.LoadShare(row, share_, t_, own);
     }
-#pragma unroll
-    for (int i = 0; i < 2; ++i) own[i] = row < 0 ? 0u : q[8 * share_ + 4 * i];
     StorePlain(own);
     if (task_.record == nullptr) return;
-    float c[4] = {};
+    float c[2][4] = {};  // two sums, so that they need not wait for each other
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) {
       const uint32_t a[4] = {matrix_[s].x, matrix_[s].y, matrix_[s].z, matrix_[s].w};
-      Multiply<false>(c, a, Half(b[s][0]), Half(b[s][1]));
+      Multiply<false>(c[s % 2], a, Half(b[s][0]), Half(b[s][1]));
     }
+#pragma unroll
+    for (int e = 0; e < 4; ++e) c[0][e] += c[1][e];
     float2 bias = MeanBias(own);
-    for (int part = 0; part <= task_.refined; ++part) StorePart(part, c, bias);
+    StorePart<0>(c[0], bias);
+    if (task_.refined) StorePart<1>(c[0], bias);
   }
 
  private:
@@ -63,16 +99,9 @@ class QueryShare {
   FQ_DEVICE const float* Vector(int offset) const {
     return reinterpret_cast<const float*>(task_.record + offset) + 16 * share_;
   }
-  FQ_DEVICE static float2 Unpack(uint32_t pair) {
-    if constexpr (kBf16) {
-      return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xFFFF0000u));
-    } else {
-      return UnpackHalves(pair);
-    }
-  }
   FQ_DEVICE static uint32_t Half(uint32_t pair) {
     if constexpr (!kBf16) return pair;
-    const float2 values = Unpack(pair);
+    const float2 values = UnpackElements<kBf16>(pair);
     return PackPair<false>(values.x, values.y);
   }
   // Where this lane's two words of rows at `offset` lie.
@@ -86,19 +115,18 @@ class QueryShare {
     uint32_t* to = Fragment(Layout().Plain());
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float2 pair = Unpack(own[i]);
+      const float2 pair = UnpackElements<kBf16>(own[i]);
       to[i] = PackPair<kBf16>(pair.x * scale_, pair.y * scale_);
     }
   }
 
   // This warp's share of q * mu, of rows 2t and 2t + 1.
   FQ_DEVICE float2 MeanBias(const uint32_t (&own)[2]) {
-    const float* mu = Vector(Tables().Mu(0)) + 2 * t_;
     float dot = 0.0f;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float2 pair = Unpack(own[i]);
-      dot += (pair.x * mu[8 * i] + pair.y * mu[8 * i + 1]) * scale_;
+      const float2 pair = UnpackElements<kBf16>(own[i]);
+      dot += (pair.x * mu_[i].x + pair.y * mu_[i].y) * scale_;
     }
     dot += __shfl_xor_sync(~0u, dot, 1);
     dot += __shfl_xor_sync(~0u, dot, 2);  // of row g
@@ -107,19 +135,18 @@ class QueryShare {
 
   // `c` has rows 2t, 2t + 1 of components g, g + 8; transposed, a lane has two neighbouring
   // components of row g. Class 8 adds 1152 to each code of a score: `bias` takes that away.
-  FQ_DEVICE void StorePart(int part, const float (&c)[4], float2& bias) {
-    const float* unit = Vector(Tables().Unit(0, part)) + g_;
-    const float* is_class8 = Vector(Tables().IsClass8(part)) + g_;
-    uint32_t* to = Fragment(Layout().Coded(part));
+  template <int kPart>
+  FQ_DEVICE void StorePart(const float (&c)[4], float2& bias) {
+    uint32_t* to = Fragment(Layout().Coded(kPart));
     float2 sum = make_float2(0.0f, 0.0f);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float factor = scale_ * unit[8 * i];
+      const float factor = scale_ * unit_[kPart][i];
       const uint32_t pair = PackPair<false>(c[2 * i] * factor, c[2 * i + 1] * factor);
       to[i] = Transpose(pair);
       const float2 rounded = UnpackHalves(pair);
-      sum.x -= 1152.0f * is_class8[8 * i] * rounded.x;
-      sum.y -= 1152.0f * is_class8[8 * i] * rounded.y;
+      sum.x -= 1152.0f * is_class8_[kPart][i] * rounded.x;
+      sum.y -= 1152.0f * is_class8_[kPart][i] * rounded.y;
     }
 #pragma unroll
     for (int step = 4; step < 32; step <<= 1) {
@@ -129,7 +156,7 @@ class QueryShare {
     bias.x += sum.x;
     bias.y += sum.y;
     if (g_ == 0) {
-      reinterpret_cast<float2*>(to_ + Layout().Bias(part + 1))[share_ * (kAttendRows / 2) + t_] =
+      reinterpret_cast<float2*>(to_ + Layout().Bias(kPart + 1))[share_ * (kAttendRows / 2) + t_] =
           bias;
     }
   }
@@ -139,6 +166,8 @@ class QueryShare {
   const float scale_;
   std::byte* const to_;
   uint4 matrix_[kSteps];
+  float2 mu_[2];
+  float unit_[2][2], is_class8_[2][2];  // of base and refinement, components g and g + 8
   const int g_ = static_cast<int>(threadIdx.x & 31) / 4, t_ = static_cast<int>(threadIdx.x & 3);
 };
 
@@ -146,11 +175,15 @@ class QueryShare {
 FQ_HD constexpr int QueryTasks(int head_size) { return 256 / head_size; }
 inline constexpr int kQueryThreads = 512;
 
-// Grid: tasks / QueryTasks. Block: a warp for each 16 components of a task. The matrix is fetched
-// while the kernel before still runs; attention may start, and fill its tables, when that is done.
-template <int kHeadSize, bool kBf16>
-__global__ void __launch_bounds__(kQueryThreads)
-    PrepareQueries(const __grid_constant__ QueryParams params) {
+// Blocks of kQueryThreads threads, a warp for each 16 components of a task, that prepare all tasks.
+FQ_HD constexpr int QueryBlocks(int head_size, int tasks) {
+  return (tasks + QueryTasks(head_size) - 1) / QueryTasks(head_size);
+}
+
+// The work of such a block. Constants are fetched while the kernel before still runs; attention may
+// start, and fill its tables, when that is done.
+template <int kHeadSize, bool kBf16, typename Rows>
+FQ_DEVICE void PrepareTasks(const QueryParams& params, const Rows& rows) {
   constexpr AttendQueryLayout kLayout{kHeadSize};
   constexpr int kShares = kHeadSize / 16;
   const int warp = static_cast<int>(threadIdx.x / 32);
@@ -158,10 +191,17 @@ __global__ void __launch_bounds__(kQueryThreads)
   if (task >= params.task_count) return;
   QueryShare<kHeadSize, kBf16> share(params.tasks[task], warp % kShares, params.scale,
                                      params.queries + static_cast<size_t>(task) * kLayout.Bytes());
-  share.LoadMatrix();
+  share.LoadConstants();
   WaitForPrevious();
   LetNextStart();
-  share.Prepare(params.q);
+  share.Prepare(rows);
+}
+
+// Grid: QueryBlocks.
+template <int kHeadSize, bool kBf16>
+__global__ void __launch_bounds__(kQueryThreads)
+    PrepareQueries(const __grid_constant__ QueryParams params) {
+  PrepareTasks<kHeadSize, kBf16>(params, PlainRows<kHeadSize>{params.q});
 }
 
 }  // namespace fq

@@ -262,6 +262,9 @@ class Scene {
       pages += (tokens + 63) / 64;
     }
     workspace_ = Value(AttendWorkspace::Create(kind.Plan(sequences), settings.head_size));
+    for (AttendSequence& sequence : sequences) sequence.runs[0].kind = AttendRun::kExact;
+    uncoded_ = Value(AttendWorkspace::Create(kind.Plan(sequences), settings.head_size));
+    MakeRope(static_cast<int>(lengths.size()));
     caches_ = kind.MakeCaches(pages);
     const size_t rows = lengths.size() * settings.query_heads;
     q_ = RandomQueries(rows * settings.head_size);
@@ -270,6 +273,7 @@ class Scene {
     Check(Call(0, kAttendAllSteps));  // later calls may find the queries prepared
   }
 
+  // Behind RoPE and append, which prepare the queries or (a plan without codes) only rotate them.
   void AddAttend(std::vector<Timed>* all) {
     static constexpr std::pair<const char*, int> kSteps[] = {
         {"q+pages+merge", kAttendAllSteps},
@@ -279,6 +283,20 @@ class Scene {
       Add(
           name, [this, steps = steps](int cache) { Check(Call(cache, steps)); }, all);
     }
+    Add(
+        "rope+q+pages+merge",
+        [this](int cache) {
+          Check(Rotate(workspace_));
+          Check(Call(cache, kAttendBehindRope));
+        },
+        all);
+    Add(
+        "rope+pages+merge",
+        [this](int cache) {
+          Check(Rotate(uncoded_));
+          Check(Call(cache, kAttendPages | kAttendMerge));
+        },
+        all);
   }
 
   // Reads of the same bytes, one after the other.
@@ -300,15 +318,43 @@ class Scene {
                     std::make_unique<Graph>(caches_->count(), stream_, call)});
   }
   absl::Status Call(int cache, int steps) {
-    const AttendInputs inputs = {q_.as<void>(),
-                                 caches_->pool(),
-                                 caches_->Table(cache, 0),
-                                 caches_->Table(cache, 1),
-                                 1.0f / std::sqrt(static_cast<float>(kind_.settings().head_size)),
-                                 out_.as<void>(),
-                                 lse_.as<float>()};
+    const AttendInputs inputs = {
+        q_.as<void>(), caches_->pool(), caches_->Table(cache, 0), caches_->Table(cache, 1),
+        Scale(),       out_.as<void>(), lse_.as<float>()};
     return LaunchAttend(kind_.kernel(), workspace_, inputs, stream_, steps);
   }
+  // A step of a token for each sequence, each at another position.
+  void MakeRope(int tokens) {
+    const Settings& settings = kind_.settings();
+    constexpr int kPositions = 131072, kBlockTokens = 16;
+    const int row = settings.kv_heads * settings.head_size;
+    std::vector<int64_t> places;
+    for (int i = 0; i < tokens; ++i) places.push_back(int64_t{i} * kPositions / tokens);
+    places_ = Value(DeviceBuffer::CopyOf(places.data(), places.size() * sizeof(int64_t)));
+    cos_sin_ = RandomQueries(size_t{kPositions} * settings.head_size);
+    new_rows_ = RandomQueries(2 * size_t(tokens) * row);
+    kept_rows_ = Value(DeviceBuffer::Allocate(2 * 2 * size_t{kPositions} * row));
+    rope_.tokens = tokens;
+    rope_.query_heads = settings.query_heads;
+    rope_.kv_heads = settings.kv_heads;
+    rope_.k = new_rows_.as<uint16_t>();
+    rope_.v = new_rows_.as<uint16_t>() + size_t(tokens) * row;
+    rope_.q_stride = settings.query_heads * settings.head_size;
+    rope_.k_stride = rope_.v_stride = row;
+    rope_.cos_sin = cos_sin_.as<void>();
+    rope_.positions = rope_.slots = places_.as<int64_t>();
+    rope_.key_cache = kept_rows_.as<uint16_t>();
+    rope_.value_cache = kept_rows_.as<uint16_t>() + size_t{kPositions} * row;
+    rope_.block_tokens = kBlockTokens;
+    rope_.token_stride = row;
+    rope_.block_stride = int64_t{kBlockTokens} * row;
+    rope_.head_stride = settings.head_size;
+  }
+  absl::Status Rotate(const AttendWorkspace& workspace) {
+    rope_.q = rope_.rotated_q = q_.as<void>();
+    return LaunchRope(kind_.kernel(), workspace, rope_, Scale(), stream_);
+  }
+  float Scale() const { return 1.0f / std::sqrt(static_cast<float>(kind_.settings().head_size)); }
   static DeviceBuffer RandomQueries(size_t count) {
     std::vector<uint16_t> q(count);
     Random random(23);
@@ -318,7 +364,9 @@ class Scene {
 
   const Kind& kind_;
   const cudaStream_t stream_;
-  AttendWorkspace workspace_;
+  AttendWorkspace workspace_, uncoded_;  // the same sequences, as if their pages were exact
+  RopeInputs rope_;
+  DeviceBuffer places_, cos_sin_, new_rows_, kept_rows_;
   std::unique_ptr<Caches> caches_;
   DeviceBuffer q_, out_, lse_;
 };

@@ -245,10 +245,63 @@ absl::Status AttendCase::Plan() {
 }
 
 absl::StatusOr<AttendCase::Result> AttendCase::Run() {
+  FQ_ASSIGN_OR_RETURN(q_device_, Copy(q_));
+  return Attend(kAttendAllSteps);
+}
+
+absl::Status AttendCase::LaunchRopeOf(const DeviceBuffer (&inputs)[7], const Rope& rope) {
+  const int d = options_.set->head_size();
+  RopeInputs with;
+  with.tokens = static_cast<int>(rope.positions.size());
+  with.kv_heads = options_.set->kv_heads();
+  with.query_heads = with.kv_heads * options_.queries_per_kv_head;
+  with.q = inputs[0].as<void>();
+  with.k = inputs[1].as<void>();
+  with.v = inputs[2].as<void>();
+  with.q_stride = with.query_heads * d;
+  with.k_stride = with.v_stride = with.token_stride = with.kv_heads * d;
+  with.cos_sin = inputs[3].as<void>();
+  with.positions = inputs[4].as<int64_t>();
+  with.slots = inputs[5].as<int64_t>();
+  with.key_cache = inputs[6].as<void>();
+  with.value_cache = inputs[6].as<uint16_t>() + rope.key_cache.size();
+  with.block_tokens = rope.block_tokens;
+  with.block_stride = rope.block_tokens * with.token_stride;
+  with.head_stride = d;
+  with.rotated_q = q_device_.as<void>();
+  return LaunchRope(*kernel_, *workspace_, with, scale(), stream_);
+}
+
+absl::StatusOr<AttendCase::Result> AttendCase::RunBehindRope(Rope* rope) {
+  DeviceBuffer inputs[7];
+  FQ_ASSIGN_OR_RETURN(inputs[0], Copy(q_));
+  FQ_ASSIGN_OR_RETURN(inputs[1], Copy(rope->k));
+  FQ_ASSIGN_OR_RETURN(inputs[2], Copy(rope->v));
+  FQ_ASSIGN_OR_RETURN(inputs[3], Copy(rope->cos_sin));
+  FQ_ASSIGN_OR_RETURN(inputs[4], Copy(rope->positions));
+  FQ_ASSIGN_OR_RETURN(inputs[5], Copy(rope->slots));
+  std::vector<uint16_t> caches = rope->key_cache;
+  caches.insert(caches.end(), rope->value_cache.begin(), rope->value_cache.end());
+  FQ_ASSIGN_OR_RETURN(inputs[6], Copy(caches));
+  FQ_ASSIGN_OR_RETURN(q_device_, Copy(std::vector<uint16_t>(q_.size(), 0xFFFF)));
+  FQ_RETURN_IF_ERROR(LaunchRopeOf(inputs, *rope));
+  FQ_ASSIGN_OR_RETURN(Result result, Attend(kAttendBehindRope));
+  const auto download = [](const void* from, std::vector<uint16_t>* to) {
+    return cudaMemcpy(to->data(), from, to->size() * 2, cudaMemcpyDeviceToHost);
+  };
+  rope->rotated_q.resize(q_.size());
+  FQ_RETURN_IF_CUDA_ERROR(download(q_device_.as<void>(), &rope->rotated_q));
+  FQ_RETURN_IF_CUDA_ERROR(download(inputs[6].as<void>(), &rope->key_cache));
+  FQ_RETURN_IF_CUDA_ERROR(
+      download(inputs[6].as<uint16_t>() + rope->key_cache.size(), &rope->value_cache));
+  return result;
+}
+
+// A call on poisoned outputs, whose queries are in q_device_.
+absl::StatusOr<AttendCase::Result> AttendCase::Attend(int steps) {
   const AttendQueryLayout layout{options_.set->head_size()};
   Result result{std::vector<uint16_t>(q_.size()), std::vector<float>(rows()),
                 std::vector<std::byte>(tasks_.size() * layout.Bytes())};
-  FQ_ASSIGN_OR_RETURN(q_device_, Copy(q_));
   FQ_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(out_.as<void>(), 0xFF, out_.bytes(), stream_));
   FQ_RETURN_IF_CUDA_ERROR(cudaMemsetAsync(lse_.as<void>(), 0xFF, lse_.bytes(), stream_));
   const AttendInputs inputs = {q_device_.as<void>(),
@@ -258,7 +311,7 @@ absl::StatusOr<AttendCase::Result> AttendCase::Run() {
                                scale(),
                                out_.as<void>(),
                                lse_.as<float>()};
-  FQ_RETURN_IF_ERROR(LaunchAttend(*kernel_, *workspace_, inputs, stream_));
+  FQ_RETURN_IF_ERROR(LaunchAttend(*kernel_, *workspace_, inputs, stream_, steps));
   FQ_RETURN_IF_CUDA_ERROR(cudaStreamSynchronize(stream_));
   FQ_RETURN_IF_CUDA_ERROR(
       cudaMemcpy(result.out.data(), out_.as<void>(), out_.bytes(), cudaMemcpyDeviceToHost));

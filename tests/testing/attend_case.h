@@ -12,6 +12,7 @@
 #include "kernels/cuda/attend_compile.h"
 #include "kernels/cuda/attend_heads.h"
 #include "kernels/cuda/attend_launch.h"
+#include "kernels/cuda/attend_rope.h"
 #include "kernels/cuda/tables_device.h"
 #include "tests/testing/reference_codec.h"
 
@@ -59,6 +60,16 @@ class AttendCase {
   };
   absl::StatusOr<Result> Run();
 
+  // The same call behind RoPE: q() are the rows before it, and these the rest of its inputs and
+  // what it leaves. Caches [blocks][block_tokens][kv_heads][d].
+  struct Rope {
+    std::vector<uint16_t> k, v, cos_sin;    // [tokens][kv_heads][d], [positions][d]
+    std::vector<int64_t> positions, slots;  // [tokens]
+    int block_tokens = 16;
+    std::vector<uint16_t> key_cache, value_cache, rotated_q;
+  };
+  absl::StatusOr<Result> RunBehindRope(Rope* rope);
+
   int rows() const;
   // Row of a query head of a sequence.
   int RowOf(int sequence, int query, int kv_head, int q_head) const;
@@ -78,6 +89,7 @@ class AttendCase {
   AttendedRow ExpectedOfRounded(const Rows& rows, int row, const Result& result) const;
   float ElementValue(uint16_t bits) const;
   float scale() const;
+  bool bf16() const { return options_.dtype == DType::kBF16; }
 
  private:
   struct Slab {
@@ -90,6 +102,8 @@ class AttendCase {
   Slab RandomSlab(const Page& page, uint64_t seed) const;
   absl::Status Upload();
   absl::Status Plan();
+  absl::Status LaunchRopeOf(const DeviceBuffer (&inputs)[7], const Rope& rope);
+  absl::StatusOr<Result> Attend(int steps);
 
   Options options_;
   std::vector<Sequence> sequences_;

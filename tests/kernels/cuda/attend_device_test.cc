@@ -2,11 +2,13 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 
 #include "absl/strings/str_cat.h"
 #include "gtest/gtest.h"
 #include "kernels/codec/float_convert.h"
 #include "tests/testing/attend_case.h"
+#include "tests/testing/random.h"
 
 #ifdef FQ_EMULATED
 #include "tests/kernels/cuda/emulation/cuda_emulation.h"
@@ -297,6 +299,100 @@ TEST_P(AttendDeviceTest, LongSequence_MatchesDouble) {
   AttendCase::Options with = options();
   with.queries_per_kv_head = 2;
   RunAndCheck(with, {Pages({}, 131072)});
+}
+
+// One position further back for each token, a token whose K and V are not kept, and the cache's
+// slots in no order.
+AttendCase::Rope RandomRope(const AttendCase::Options& options, int tokens) {
+  const int d = options.set->head_size(), row = options.set->kv_heads() * d;
+  const auto element = [&](double value) {
+    const float rounded = static_cast<float>(value);
+    return options.dtype == DType::kBF16 ? FloatToBFloat16(rounded) : FloatToHalf(rounded);
+  };
+  Random random(options.seed + 11);
+  AttendCase::Rope rope;
+  for (int i = 0; i < tokens * row; ++i) {
+    rope.k.push_back(element(random.Gaussian()));
+    rope.v.push_back(element(random.Gaussian()));
+  }
+  for (int position = 0; position < tokens + 5; ++position) {
+    for (int i = 0; i < d; ++i) {
+      const double angle = position * std::pow(10000.0, -2.0 * (i % (d / 2)) / d);
+      rope.cos_sin.push_back(element(i < d / 2 ? std::cos(angle) : std::sin(angle)));
+    }
+  }
+  for (int token = 0; token < tokens; ++token) {
+    rope.positions.push_back(tokens + 4 - token);
+    rope.slots.push_back(token == 1 ? -1 : token * 7 % 64);
+  }
+  rope.key_cache.assign(64 * row, 0x5555);
+  rope.value_cache.assign(64 * row, 0x5555);
+  return rope;
+}
+
+// Rows of the rotation, `from` [tokens][heads][d], where `at` says they are.
+void CheckRotated(const AttendCase& made, const AttendCase::Rope& rope, int d, int heads,
+                  const std::vector<uint16_t>& from,
+                  const std::function<const uint16_t*(int, int)>& at) {
+  for (size_t i = 0; i < from.size() / d; ++i) {
+    const int token = static_cast<int>(i) / heads, head = static_cast<int>(i) % heads;
+    const uint16_t* found = at(token, head);
+    if (found == nullptr) continue;
+    const uint16_t* angles = &rope.cos_sin[rope.positions[token] * d];
+    for (int c = 0; c < d; ++c) {
+      const int pair = c % (d / 2), other = (c + d / 2) % d;
+      const double cosine = made.ElementValue(angles[pair]),
+                   sine = made.ElementValue(angles[d / 2 + pair]) * (c < d / 2 ? -1 : 1);
+      const double a = made.ElementValue(from[i * d + c]) * cosine,
+                   b = made.ElementValue(from[i * d + other]) * sine;
+      // Half a unit in the last place of FP16 or BF16, and what FP32 loses where a and b cancel.
+      EXPECT_NEAR(made.ElementValue(found[c]), a + b,
+                  std::fabs(a + b) * (made.bf16() ? 0x1p-8 : 0x1p-11) +
+                      (std::fabs(a) + std::fabs(b)) * 0x1p-22 + 0x1p-24)
+          << token << ' ' << head << ' ' << c;
+    }
+  }
+}
+
+// Queries and keys rotated, keys and values where the slots say and nowhere else, and from then on
+// the same bits as when the rotated queries come from somewhere else.
+TEST_P(AttendDeviceTest, Rope_AppendsAndPreparesTheSameQueries) {
+  for (DType dtype : {DType::kF16, DType::kBF16}) {
+    AttendCase::Options with = options();
+    with.dtype = dtype;
+    with.queries = 2;
+    const int heads = with.set->kv_heads(), d = GetParam(), tokens = 6;
+    auto made = AttendCase::Create(with, {Pages({}, 200), Pages({}, 0), Pages({}, 65)});
+    ASSERT_TRUE(made.ok()) << made.status();
+    AttendCase::Rope rope = RandomRope(with, tokens);
+    auto behind = (*made)->RunBehindRope(&rope);
+    ASSERT_TRUE(behind.ok()) << behind.status();
+    const int query_heads = heads * with.queries_per_kv_head;
+    CheckRotated(**made, rope, d, query_heads, (*made)->q(), [&](int token, int head) {
+      return &rope.rotated_q[(token * query_heads + head) * d];
+    });
+    CheckRotated(**made, rope, d, heads, rope.k, [&](int token, int head) {
+      return rope.slots[token] < 0 ? nullptr
+                                   : &rope.key_cache[(rope.slots[token] * heads + head) * d];
+    });
+    std::vector<uint16_t> values(rope.value_cache.size(), 0x5555);
+    for (int token = 0; token < tokens; ++token) {
+      if (rope.slots[token] < 0) continue;
+      std::copy_n(&rope.v[token * heads * d], heads * d, &values[rope.slots[token] * heads * d]);
+    }
+    EXPECT_EQ(values, rope.value_cache);
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (values[i] == 0x5555) {
+        ASSERT_EQ(rope.key_cache[i], 0x5555) << i;
+      }
+    }
+    (*made)->q() = rope.rotated_q;
+    auto apart = (*made)->Run();
+    ASSERT_TRUE(apart.ok()) << apart.status();
+    EXPECT_EQ(behind->queries, apart->queries);
+    EXPECT_EQ(behind->out, apart->out);
+    EXPECT_EQ(behind->lse, apart->lse);
+  }
 }
 
 #ifdef FQ_EMULATED

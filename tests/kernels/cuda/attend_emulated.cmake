@@ -2,11 +2,12 @@
 # another way for each head size, with and without refinements, and for each number of replicated
 # tables.
 set(cuda ${PROJECT_SOURCE_DIR}/kernels/cuda)
-set_source_files_properties(${cuda}/attend_launch.cu ${cuda}/merge_partials.cu
+set_source_files_properties(
+  ${cuda}/attend_launch.cu ${cuda}/attend_rope.cu ${cuda}/merge_partials.cu
   PROPERTIES LANGUAGE CXX COMPILE_OPTIONS "-x;c++")
 add_library(fq_attend_emulated STATIC ${PROJECT_SOURCE_DIR}/tests/testing/attend_case.cc
   ${cuda}/attend_heads.cc ${cuda}/attend_launch.cu ${cuda}/attend_plan.cc
-  ${cuda}/merge_partials.cu ${cuda}/tables_device.cc)
+  ${cuda}/attend_rope.cu ${cuda}/merge_partials.cu ${cuda}/tables_device.cc)
 target_compile_options(fq_attend_emulated PRIVATE -Wno-unknown-pragmas)
 target_link_libraries(fq_attend_emulated PUBLIC fq_cuda_emulated fq_test_codec_set)
 
@@ -34,8 +35,8 @@ foreach(tables 2 1)
   fq_attend_emulated_test(base ${tables} 64 "*Ragged*:*Sink*")
   fq_attend_emulated_test(refined ${tables} 64 "*Refinements*")
 endforeach()
-fq_attend_emulated_test(base 3 128 "*Sink*:*QueryHeads*")
-fq_attend_emulated_test(base 1 256 "*Sink*:*QueryHeads*")
+fq_attend_emulated_test(base 3 128 "*Sink*:*QueryHeads*:*Rope*")
+fq_attend_emulated_test(base 1 256 "*Sink*:*QueryHeads*:*Rope*")
 fq_attend_emulated_test(refined 3 256 "*Refinements*")
 
 fq_test(merge_partials_emulated_test merge_partials_test.cc LIBS fq_attend_emulated)
