@@ -84,7 +84,7 @@ class Batch {
 
   PageJobs DeviceJobs(const HostStaging& staging) const {
     PageJobs jobs;
-    jobs.jobs = reinterpret_cast<const PageJob*>(staging.device());
+    jobs.jobs = reinterpret_cast<PageJob*>(staging.device());
     jobs.count = static_cast<int>(jobs_.size());
     jobs.checked = false;
     return jobs;

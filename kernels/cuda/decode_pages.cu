@@ -7,6 +7,7 @@
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/page_rows.cuh"
 #include "kernels/cuda/plain_pages.h"
+#include "kernels/cuda/verify_pages.h"
 
 namespace fq {
 namespace {
@@ -22,8 +23,7 @@ struct DecodeParams {
 
 // Start of shared memory; see Regions for what follows.
 struct DecodeShared {
-  int64_t offsets[kPageTokens];  // of the rows
-  uint64_t scratch[32];
+  int64_t offsets[kPageTokens];    // of the rows
   uint8_t classes[2][kMaxGroups];  // [part]
   uint16_t starts[2][kMaxGroups];  // of a group in the codes of its side
   uint32_t used;                   // bit i: group i has codes
@@ -442,6 +442,7 @@ __global__ void __launch_bounds__(kThreads, kDomain == Domain::kRows ? 4 : 7)
   const bool is_key = static_cast<int>(blockIdx.x) < p.jobs.count;
   const int index = static_cast<int>(blockIdx.x) - (is_key ? 0 : p.jobs.count);
   const PageJob job = p.jobs.jobs[index];
+  if (job.broken != 0) return;
   const DecodeSide side{
       job,
       p.coders + (2 * static_cast<size_t>(job.coder) + (is_key ? 0 : 1)) * kLayout.Bytes(),
@@ -451,11 +452,6 @@ __global__ void __launch_bounds__(kThreads, kDomain == Domain::kRows ? 4 : 7)
       static_cast<int>(threadIdx.x) & 31};
   const PagedRows& rows = p.rows.sets[job.rows];
   FillRowOffsets(rows, job, shared->offsets);
-  const int record = job.sink != 0 ? static_cast<int>(SinkRecordBytes(kHeadSize)) : 0;
-  if (!VerifyPages(p.jobs, job, *At<uint32_t>(side.coder, kLayout.PageBytes(0)) + record,
-                   *At<uint32_t>(side.coder, kLayout.PageBytes(1)), is_key, shared->scratch)) {
-    return;
-  }
   const RowTarget target{p.rows.dtype, static_cast<std::byte*>(is_key ? rows.k : rows.v),
                          shared->offsets, SinkEnd(job), job.tokens};
   if (is_key) {
@@ -503,6 +499,9 @@ absl::Status DecodePages(const DecodeOptions& options, const CoderTables* coders
   if (jobs.count == 0) return absl::OkStatus();
   if (options.kind != PageKind::kBase) {
     return DecodePlainPages(options.kind, options.head_size, jobs, rows, stream);
+  }
+  if (jobs.checked) {
+    FQ_RETURN_IF_CUDA_ERROR(VerifyBasePages(*coders, jobs, stream));
   }
   const DecodeParams params{jobs, rows, coders->data()};
   return CudaStatus(LaunchDecodeBase(options, params, stream), "DecodeBasePages");

@@ -41,12 +41,13 @@ struct PageJob {
   int16_t head = 0;                 // in PagedRows
   uint8_t tokens = kBlockTokens;    // 1..64
   uint8_t sink = 0;                 // 1: the page ends with a sink record
+  uint8_t broken = 0;               // decode's own: what it found (PageJobs::broken)
 };
 
 // The pages of one launch. Consecutive jobs of one `coder` share its matrices in the caches: sort
 // by it.
 struct PageJobs {
-  const PageJob* jobs = nullptr;  // [count], device memory
+  PageJob* jobs = nullptr;  // [count], device memory
   int count = 0;
   bool refined = true;  // false promises that no job has a refinement: needs less shared memory
   bool checked = true;  // false promises that no job has a checksum: saves a launch

@@ -114,10 +114,10 @@ __device__ inline uint64_t BlockChecksum(const std::byte* page, int bytes, uint6
   return ChecksumFinish(sum, bytes);
 }
 
-// Compares the checksums of a job's pages where the caller has them; true when all fit. Sets the
-// job's flag when `report`. The sizes are those of the pages in bytes.
+// Compares the checksums of a job's pages where the caller has them; true when all fit, else sets
+// the job's flag. The sizes are those of the pages in bytes.
 __device__ inline bool VerifyPages(const PageJobs& jobs, const PageJob& job, int primary_bytes,
-                                   int refinement_bytes, bool report, uint64_t* scratch) {
+                                   int refinement_bytes, uint64_t* scratch) {
   int broken = 0;
   if (job.primary_checksum != nullptr) {
     const uint64_t found = BlockChecksum(job.primary, primary_bytes, scratch);
@@ -127,7 +127,7 @@ __device__ inline bool VerifyPages(const PageJobs& jobs, const PageJob& job, int
     const uint64_t found = BlockChecksum(job.refinement, refinement_bytes, scratch);
     broken |= found != *job.refinement_checksum ? 2 : 0;
   }
-  if (report && broken != 0 && jobs.broken != nullptr && threadIdx.x == 0) {
+  if (broken != 0 && jobs.broken != nullptr && threadIdx.x == 0) {
     jobs.broken[job.flag] = static_cast<uint8_t>(broken);
   }
   return broken == 0;

@@ -81,7 +81,7 @@ __global__ void __launch_bounds__(kThreads) DecodeExactPages(PlainParams p) {
   const PageJob job = p.jobs.jobs[blockIdx.x];
   const PagedRows rows = p.rows.sets[job.rows];
   FillRowOffsets(rows, job, shared->offsets);
-  if (!VerifyPages(p.jobs, job, ExactBytes(p), 0, true, shared->scratch)) return;
+  if (!VerifyPages(p.jobs, job, ExactBytes(p), 0, shared->scratch)) return;
   __syncthreads();
   CopyExactRows<false>(p, rows, job, shared->offsets);
 }
@@ -201,7 +201,7 @@ __global__ void __launch_bounds__(kThreads) DecodeUniversalPages(PlainParams p) 
   const PageJob job = p.jobs.jobs[blockIdx.x];
   const PagedRows rows = p.rows.sets[job.rows];
   FillRowOffsets(rows, job, shared->offsets);
-  if (!VerifyPages(p.jobs, job, UniversalBytes(p, job), 0, true, shared->scratch)) return;
+  if (!VerifyPages(p.jobs, job, UniversalBytes(p, job), 0, shared->scratch)) return;
   __syncthreads();
   const int chunks = p.head_size / 8, begin = SinkEnd(job);
   for (int i = 0; i < 2; ++i) {

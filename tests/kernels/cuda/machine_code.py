@@ -40,6 +40,7 @@ LIMITS = {
     "SumBasePages": Limit(4, 48, 1200, 0),
     "DecodeBasePages.*DomainE0": Limit(4, 128, 6400, 80),
     "DecodeBasePages.*DomainE1": Limit(4, 72, 4900, 0),
+    "VerifyPagesOfBase": Limit(1, 48, 900, 0),
     "MakeCoderLists": Limit(1, 64, 1600, 0),
     "EncodeExactPages": Limit(1, 48, 1200, 0),
     "DecodeExactPages": Limit(1, 48, 1200, 0),
