@@ -1,8 +1,9 @@
 // Speed of whole slabs on a GPU: DeviceQueue Encode and Decode of blocks of a 70B (80 layers, 8
 // heads, d = 128) and an 8B shape (32 layers), FP16, engine blocks of 64 tokens in random order,
-// rows whose components are unit Gaussian. Each figure is the median over calls as the host sees
-// them, queue to Finish, in turns with a copy on the device of as many bytes. Prints one JSON
-// object a line; GB/s count the FP16 bytes of the rows once, and so does the copy beside it.
+// rows whose components are unit Gaussian, tables of a measured codec set. Each figure is the
+// median over calls as the host sees them, queue to Finish, in turns with a copy on the device of
+// as many bytes. Prints one JSON object a line; GB/s count the FP16 bytes of the rows once, and so
+// does the copy beside it.
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -11,6 +12,7 @@
 #include <functional>
 #include <numeric>
 #include <random>
+#include <string>
 
 #include "CLI/CLI.hpp"
 #include "kernels/codec/quantise.h"
@@ -21,6 +23,7 @@
 #include "tests/testing/check_cuda.h"
 #include "tests/testing/codec_set_builder.h"
 #include "tests/testing/random.h"
+#include "tests/testing/take_tables.h"
 
 namespace fq {
 namespace {
@@ -210,14 +213,21 @@ int main(int argc, char** argv) {
   CLI::App app("Speed of whole slabs on a GPU");
   std::vector<int> layers = {80, 32}, blocks = {1, 16, 256};
   int calls = 21;
+  std::string tables;
   app.add_option("--layers", layers)->check(CLI::Range(1, 128));
   app.add_option("--blocks", blocks)->check(CLI::Range(1, 4096));
   app.add_option("--calls", calls, "of each kind")->check(CLI::Range(1, 1000));
+  app.add_option("--tables", tables, "codec set whose tables are taken; default: random ones")
+      ->check(CLI::ExistingFile);
   CLI11_PARSE(app, argc, argv);
   const std::unique_ptr<fq::Device> device = fq::Value(fq::OpenCudaDevice({}));
   for (const int own : layers) {
-    fq::Bench bench(device.get(), own, *std::max_element(blocks.begin(), blocks.end()),
-                    fq::BuildCodecSet(own, fq::kHeads, fq::kD, 3));
+    std::vector<std::byte> file = fq::BuildCodecSet(own, fq::kHeads, fq::kD, 3);
+    if (!tables.empty()) {
+      fq::TakeTables(*fq::Value(fq::CodecSet::Load(tables)), *fq::Value(fq::CodecSet::Parse(file)),
+                     &file);
+    }
+    fq::Bench bench(device.get(), own, *std::max_element(blocks.begin(), blocks.end()), file);
     for (const fq::Kind& kind : fq::kKinds) {
       for (const int count : blocks) bench.Measure(kind, count, calls);
     }

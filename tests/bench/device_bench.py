@@ -4,7 +4,7 @@
     tests/bench/device_bench.py [--build build/release] [--output FILE] [--commit NAME]
 
 Runs BUILD/bin/device_bench: Encode and Decode of 1, 16 and 256 blocks of a 70B and an 8B shape, in
-turns with a copy on the device of as many bytes.
+turns with a copy on the device of as many bytes, with the tables of the shipped codec set.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import pathlib
 import subprocess
 
 import attend_bench
+from pages_bench import TABLES
 from run import ROOT
 
 
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--commit", help="default: that of the working tree")
     arguments = parser.parse_args()
     program = arguments.build.absolute() / "bin/device_bench"
-    lines = subprocess.run([str(program)], check=True, text=True,
+    lines = subprocess.run([str(program), "--tables", str(TABLES)], check=True, text=True,
                            stdout=subprocess.PIPE).stdout.splitlines()
     results = [json.loads(line) for line in lines]
     print_table(results)

@@ -7,7 +7,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <cstring>
 #include <functional>
 #include <memory>
 #include <random>
@@ -23,35 +22,12 @@
 #include "tests/testing/check_cuda.h"
 #include "tests/testing/codec_set_builder.h"
 #include "tests/testing/random.h"
+#include "tests/testing/take_tables.h"
 
 namespace fq {
 namespace {
 
 constexpr int kHeads = 8, kSets = 4, kReplays = 21;
-
-// The tables of `from` that a head uses, in turns, in all places of a file of one layer.
-void TakeTables(const CodecSet& from, int head_size, std::vector<std::byte>* file) {
-  std::vector<const uint32_t*> tables[3];  // of class 4, 2, 1
-  for (int i = 0; i < from.layers() * from.kv_heads(); ++i) {
-    const int layer = i / from.kv_heads(), head = i % from.kv_heads();
-    for (const HeadCodec* codec : {&from.k(layer, head), &from.v(layer, head)}) {
-      const uint32_t* own[3] = {codec->base.class4, codec->base.class2, codec->base.class1};
-      for (int c = 0; c < 3; ++c) {
-        if (own[c][0] != own[c][255]) tables[c].push_back(own[c]);
-      }
-    }
-  }
-  const size_t before = 4 * (size_t(3) * head_size + size_t(2) * head_size * head_size);
-  const size_t side_bytes = before + 2 * 4096;
-  const size_t arrays = file->size() - 2 * kHeads * side_bytes;
-  for (int i = 0; i < 4 * kHeads; ++i) {
-    std::byte* to = file->data() + arrays + i / 2 * side_bytes + before + i % 2 * 4096;
-    for (int c = 0; c < 3; ++c) {
-      std::memcpy(to + 1024 * c, tables[c][i % tables[c].size()], c == 2 ? 2048 : 1024);
-    }
-  }
-  SealCodecSet(file);
-}
 
 // Pages of one layer on the device: `blocks` blocks of every head, jobs sorted by head.
 struct Pages {
@@ -303,7 +279,10 @@ int main(int argc, char** argv) {
       ->check(CLI::ExistingFile);
   CLI11_PARSE(app, argc, argv);
   std::vector<std::byte> file = fq::BuildCodecSet(1, fq::kHeads, head_size, 3);
-  if (!tables.empty()) fq::TakeTables(*fq::Value(fq::CodecSet::Load(tables)), head_size, &file);
+  if (!tables.empty()) {
+    fq::TakeTables(*fq::Value(fq::CodecSet::Load(tables)), *fq::Value(fq::CodecSet::Parse(file)),
+                   &file);
+  }
   std::shared_ptr<const fq::CodecSet> set = fq::Value(fq::CodecSet::Parse(file));
   const auto of_class = [&](int value) {
     return fq::Value(fq::CodecSet::Parse(fq::WithOneClass(file, *set, value)));
