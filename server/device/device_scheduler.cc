@@ -19,7 +19,6 @@ struct DeviceScheduler::Running {
   DeviceCall* call = nullptr;
   size_t pieces_left = 0;
   absl::Status status;
-  absl::CondVar done;
 };
 
 namespace {
@@ -66,38 +65,31 @@ absl::Status QueueCopies(const DeviceCall& call, size_t begin, size_t end, Devic
 
 absl::StatusOr<std::unique_ptr<DeviceScheduler>> DeviceScheduler::Create(Device* device,
                                                                          const Limits& limits) {
-  std::vector<std::unique_ptr<DeviceQueue>> queues;
-  for (int i = 0; i < 2 * limits.queues; ++i) {
-    FQ_ASSIGN_OR_RETURN(auto queue, device->CreateQueue(/*urgent=*/i % 2 == kLoads));
-    queues.push_back(std::move(queue));
+  std::unique_ptr<DeviceScheduler> scheduler(new DeviceScheduler(limits));
+  absl::MutexLock lock(&scheduler->mutex_);
+  for (size_t lane : {kLoads, kStores}) {
+    for (int i = 0; i < limits.queues; ++i) {
+      FQ_ASSIGN_OR_RETURN(auto queue, device->CreateQueue(/*urgent=*/lane == kLoads));
+      scheduler->lanes_[lane].idle.push_back(std::move(queue));
+    }
   }
-  return std::unique_ptr<DeviceScheduler>(new DeviceScheduler(limits, std::move(queues)));
-}
-
-DeviceScheduler::DeviceScheduler(const Limits& limits,
-                                 std::vector<std::unique_ptr<DeviceQueue>> queues)
-    : limits_(limits), queues_(std::move(queues)) {
-  for (size_t i = 0; i < queues_.size(); ++i) {
-    threads_.emplace_back([this, i] { Serve(i % 2, queues_[i].get()); });
-  }
-}
-
-DeviceScheduler::~DeviceScheduler() {
-  {
-    absl::MutexLock lock(&mutex_);
-    stopping_ = true;
-    work_.SignalAll();
-  }
-  for (std::thread& thread : threads_) thread.join();
+  return scheduler;
 }
 
 absl::Status DeviceScheduler::Run(DeviceCall& call) {
   call.broken.assign(call.blocks.size(), 0);
   Running running;
   running.call = &call;
-  Enqueue(running);
   absl::MutexLock lock(&mutex_);
-  while (running.pieces_left > 0) running.done.Wait(&mutex_);
+  Lane& lane = lanes_[LaneIndex(call.work)];
+  Enqueue(lane, running);
+  while (running.pieces_left > 0) {
+    if (!lane.idle.empty() && !lane.turns.empty()) {
+      ServeOnce(lane);
+    } else {
+      lane.changed.Wait(&mutex_);
+    }
+  }
   return running.status;
 }
 
@@ -107,11 +99,9 @@ size_t DeviceScheduler::BlocksPerPiece(const DeviceCall& call) const {
   return std::max<size_t>(1, limits_.batch_pages / pages);
 }
 
-void DeviceScheduler::Enqueue(Running& running) {
+void DeviceScheduler::Enqueue(Lane& lane, Running& running) {
   const DeviceCall& call = *running.call;
   const size_t step = BlocksPerPiece(call);
-  absl::MutexLock lock(&mutex_);
-  Lane& lane = lanes_[LaneIndex(call.work)];
   std::deque<Piece>& waiting = lane.waiting[call.session];
   if (waiting.empty()) lane.turns.push_back(call.session);
   size_t begin = 0;
@@ -121,7 +111,6 @@ void DeviceScheduler::Enqueue(Running& running) {
     ++running.pieces_left;
     begin = end;
   } while (begin < call.blocks.size());
-  work_.SignalAll();
 }
 
 // Pieces of one codec and one kind of work, one of each session in turn, while they fit.
@@ -158,32 +147,28 @@ DeviceScheduler::Batch DeviceScheduler::TakeBatch(Lane& lane) {
   return batch;
 }
 
-void DeviceScheduler::Serve(size_t lane_index, DeviceQueue* queue) {
-  for (;;) {
-    Batch batch;
-    {
-      absl::MutexLock lock(&mutex_);
-      Lane& lane = lanes_[lane_index];
-      while (lane.turns.empty() && !stopping_) work_.Wait(&mutex_);
-      if (lane.turns.empty()) return;
-      batch = TakeBatch(lane);
-    }
-    DropUnwanted(batch);
-    if (!batch.empty()) Finish(batch, Launch(batch, *queue));
-  }
-}
-
-void DeviceScheduler::DropUnwanted(Batch& batch) {
+// Takes the next batch, whosever it is, to an idle queue; without the mutex meanwhile.
+void DeviceScheduler::ServeOnce(Lane& lane) {
+  const Batch batch = TakeBatch(lane);
+  std::unique_ptr<DeviceQueue> queue = std::move(lane.idle.back());
+  lane.idle.pop_back();
+  mutex_.Unlock();
+  std::vector<absl::Status> statuses;
   Batch wanted;
   for (const Piece& piece : batch) {
-    const absl::Status status = piece.call->call->still_wanted();
-    if (status.ok()) {
-      wanted.push_back(piece);
-    } else {
-      Finish({piece}, status);
-    }
+    statuses.push_back(piece.call->call->still_wanted());
+    if (statuses.back().ok()) wanted.push_back(piece);
   }
-  batch = std::move(wanted);
+  const absl::Status launched = wanted.empty() ? absl::OkStatus() : Launch(wanted, *queue);
+  mutex_.Lock();
+  lane.idle.push_back(std::move(queue));
+  if (!wanted.empty()) ++stats_.launches;
+  stats_.calls += wanted.size();
+  for (size_t i = 0; i < batch.size(); ++i) {
+    batch[i].call->status.Update(statuses[i].ok() ? launched : statuses[i]);
+    --batch[i].call->pieces_left;
+  }
+  lane.changed.SignalAll();
 }
 
 absl::Status DeviceScheduler::Launch(const Batch& batch, DeviceQueue& queue) {
@@ -204,17 +189,6 @@ absl::Status DeviceScheduler::Launch(const Batch& batch, DeviceQueue& queue) {
     at += count;
   }
   return status;
-}
-
-void DeviceScheduler::Finish(const Batch& batch, const absl::Status& status) {
-  absl::MutexLock lock(&mutex_);
-  ++stats_.launches;
-  stats_.calls += batch.size();
-  for (const Piece& piece : batch) {
-    Running& running = *piece.call;
-    running.status.Update(status);
-    if (--running.pieces_left == 0) running.done.Signal();
-  }
 }
 
 DeviceSchedulerStats DeviceScheduler::Stats() const {

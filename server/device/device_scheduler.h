@@ -1,6 +1,7 @@
 // Turns calls into launches on the GPU: calls of many sessions that wait together become one, large
 // ones are cut into pieces, sessions take turns. Loads have queues of their own that go before
-// those of stores. Thread-safe.
+// those of stores. Has no threads: whoever waits for a call launches, for all that wait. Thread-
+// safe.
 #pragma once
 
 #include <array>
@@ -8,7 +9,6 @@
 #include <deque>
 #include <functional>
 #include <memory>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -39,7 +39,7 @@ struct DeviceCall {
   };
 
   DeviceWork work = DeviceWork::kDecode;
-  const void* session = nullptr;       // who takes turns
+  const void* session = nullptr;  // who takes turns
   // Asked before each launch: an error is the call's result, and nothing more of it is launched.
   std::function<absl::Status()> still_wanted = [] { return absl::OkStatus(); };
   const DeviceCodec* codec = nullptr;  // of kEncode and kDecode
@@ -60,12 +60,11 @@ class DeviceScheduler {
  public:
   struct Limits {
     int queues = 2;                  // of loads, and of stores: one prepares while one computes
-    uint32_t batch_pages = 1 << 15;  // of one launch; a single block may have more
+    uint32_t batch_pages = 1 << 16;  // of one launch; a single block may have more
   };
 
   static absl::StatusOr<std::unique_ptr<DeviceScheduler>> Create(Device* device,
                                                                  const Limits& limits);
-  ~DeviceScheduler();  // nobody is in Run
 
   // Blocks until all of the call is done, also when it fails: afterwards the GPU touches none of
   // its memory. Internal: a failed CUDA call; the device should not be used any more. Errors of
@@ -82,29 +81,24 @@ class DeviceScheduler {
     size_t begin = 0, end = 0;
   };
   struct Lane {
+    std::vector<std::unique_ptr<DeviceQueue>> idle;
     std::deque<const void*> turns;  // sessions that wait, who is next first
     absl::flat_hash_map<const void*, std::deque<Piece>> waiting;
+    absl::CondVar changed;  // a queue became idle, or a call is done
   };
   using Batch = std::vector<Piece>;
 
-  DeviceScheduler(const Limits& limits, std::vector<std::unique_ptr<DeviceQueue>> queues);
-  void Enqueue(Running& running) ABSL_LOCKS_EXCLUDED(mutex_);
+  explicit DeviceScheduler(const Limits& limits) : limits_(limits) {}
+  void Enqueue(Lane& lane, Running& running) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   size_t BlocksPerPiece(const DeviceCall& call) const;
-  void Serve(size_t lane, DeviceQueue* queue);
+  void ServeOnce(Lane& lane) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Batch TakeBatch(Lane& lane) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  // Takes pieces out that nobody wants any more.
-  void DropUnwanted(Batch& batch) ABSL_LOCKS_EXCLUDED(mutex_);
   static absl::Status Launch(const Batch& batch, DeviceQueue& queue);
-  void Finish(const Batch& batch, const absl::Status& status) ABSL_LOCKS_EXCLUDED(mutex_);
 
   const Limits limits_;
-  std::vector<std::unique_ptr<DeviceQueue>> queues_;
   mutable absl::Mutex mutex_;
-  absl::CondVar work_;
   std::array<Lane, 2> lanes_ ABSL_GUARDED_BY(mutex_);  // loads, stores
   DeviceSchedulerStats stats_ ABSL_GUARDED_BY(mutex_);
-  bool stopping_ ABSL_GUARDED_BY(mutex_) = false;
-  std::vector<std::thread> threads_;
 };
 
 }  // namespace fq
