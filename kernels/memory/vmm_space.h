@@ -24,9 +24,9 @@ class VmmSpace : public MemorySpace {
 };
 
 // Takes `bytes` (down to a whole number of granules, at least one) on device `device`, which
-// becomes current in the calling thread. The granule is the smallest that makes at most 4096 of
-// them. InvalidArgument: less than one granule. ResourceExhausted names what is free.
-// Unimplemented, Internal: no driver, or one that cannot.
+// becomes current in the calling thread. The granule is the largest of at most 32 MiB of which
+// there are at least 256. InvalidArgument: less than one granule. ResourceExhausted names what is
+// free. Unimplemented, Internal: no driver, or one that cannot.
 absl::StatusOr<std::unique_ptr<VmmSpace>> CreateVmmSpace(int device, uint64_t bytes);
 
 }  // namespace fq

@@ -74,7 +74,9 @@ Chunk::Range Chunk::UnusedGranulesOf(uint32_t slot) const {
   return granules;
 }
 
-size_t Chunk::CountResident(Range granules) const {
+size_t Chunk::CountResident(uint32_t slot, Range granules) const {
+  if (missing_[slot] == 0) return granules.size();
+  if (missing_[slot] == GranulesOf(slot).size()) return 0;
   size_t count = 0;
   for (size_t i = granules.begin; i < granules.end; ++i) count += resident_[i] ? 1 : 0;
   return count;
@@ -86,12 +88,19 @@ void Chunk::CountUser(uint32_t slot, int delta) {
   if (granules.size() > 1) users_[granules.end - 1] += static_cast<uint32_t>(delta);
 }
 
+size_t Chunk::NextMissingBytes() const {
+  if (has_ready()) return 0;
+  const uint32_t slot = *fresh_.begin();
+  const Range granules = UnusedGranulesOf(slot);
+  return (granules.size() - CountResident(slot, granules)) * granule_bytes_;
+}
+
 Chunk::Taken Chunk::Take() {
   absl::btree_set<uint32_t>& slots = has_ready() ? ready_ : fresh_;
   const uint32_t slot = *slots.begin();
   slots.erase(slots.begin());
   const Range granules = UnusedGranulesOf(slot);
-  const size_t resident = missing_[slot] == 0 ? granules.size() : CountResident(granules);
+  const size_t resident = CountResident(slot, granules);
   idle_granules_ -= resident;
   CountUser(slot, +1);
   ++live_count_;
@@ -130,7 +139,7 @@ void Chunk::SetResident(size_t granule, bool resident) {
 void Chunk::Free(uint32_t slot) {
   CountUser(slot, -1);
   const Range granules = UnusedGranulesOf(slot);
-  idle_granules_ += missing_[slot] == 0 ? granules.size() : CountResident(granules);
+  idle_granules_ += CountResident(slot, granules);
   (missing_[slot] == 0 ? ready_ : fresh_).insert(slot);
   --live_count_;
   Forbid(*space_, data(slot), slot_bytes_);

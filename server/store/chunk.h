@@ -43,6 +43,9 @@ class Chunk {
   size_t idle_bytes() const { return idle_granules_ * granule_bytes_; }  // part of the resident
   std::byte* data(uint32_t slot) const { return base_ + slot * slot_bytes_; }
 
+  // What Take will find missing. REQUIRES has_ready() or has_fresh().
+  size_t NextMissingBytes() const;
+
   // A free slot becomes live; a ready one if there is any. Its memory is there after Commit only.
   // REQUIRES has_ready() or has_fresh().
   Taken Take();
@@ -67,7 +70,7 @@ class Chunk {
         size_t reserved_bytes);
   Range GranulesOf(uint32_t slot) const;
   Range UnusedGranulesOf(uint32_t slot) const;  // those that no live slot uses; slot is not live
-  size_t CountResident(Range granules) const;
+  size_t CountResident(uint32_t slot, Range granules) const;  // granules: some of the slot's
   void CountUser(uint32_t slot, int delta);
   void SetResident(size_t granule, bool resident);
   bool ReleaseIdleOf(uint32_t slot);

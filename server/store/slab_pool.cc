@@ -52,6 +52,12 @@ std::optional<Extents> SlabPool::Allocate(size_t primary_bytes, size_t refinemen
   Extents room;
   size_t missing_bytes = 0;
   absl::MutexLock lock(&mu_);
+  // Quickly, because pressure asks again and again; slots of one size may share a granule.
+  const bool one_size = Extent::Round(primary_bytes) == Extent::Round(refinement_bytes);
+  if (!CouldMakeRoom(MissingBytes(primary_bytes) +
+                     (one_size ? 0 : MissingBytes(refinement_bytes)))) {
+    return std::nullopt;
+  }
   if (Take(primary_bytes, room.primary, missing_bytes) &&
       Take(refinement_bytes, room.refinement, missing_bytes) && MakeRoom(missing_bytes) &&
       Commit(room.primary) && Commit(room.refinement)) {
@@ -65,11 +71,24 @@ std::optional<Extents> SlabPool::Allocate(size_t primary_bytes, size_t refinemen
 }
 
 void SlabPool::Free(const Extents& extents) {
+  if (extents.primary.empty() && extents.refinement.empty()) return;
   absl::MutexLock lock(&mu_);
   for (const Extent& extent : {extents.primary, extents.refinement}) {
     Uncount(extent);
     Give(extent);
   }
+}
+
+size_t SlabPool::MissingBytes(size_t bytes) const {
+  if (bytes == 0) return 0;
+  const size_t slot_bytes = Extent::Round(bytes);
+  const auto it = classes_.find(slot_bytes);
+  if (it != classes_.end()) {
+    if (!it->second->with_ready.empty()) return 0;
+    const std::set<Chunk*>& with_fresh = it->second->with_fresh;
+    if (!with_fresh.empty()) return (*with_fresh.begin())->NextMissingBytes();
+  }
+  return Chunk::RoundUp(slot_bytes, space_->granule_bytes());
 }
 
 bool SlabPool::Take(size_t bytes, Extent& extent, size_t& missing_bytes) {
@@ -92,7 +111,6 @@ bool SlabPool::Take(size_t bytes, Extent& extent, size_t& missing_bytes) {
 Chunk* SlabPool::ChunkWithFreeSlot(SizeClass& size_class, size_t slot_bytes) {
   if (!size_class.with_ready.empty()) return *size_class.with_ready.begin();
   if (!size_class.with_fresh.empty()) return *size_class.with_fresh.begin();
-  if (!CouldMakeRoom(Chunk::RoundUp(slot_bytes, space_->granule_bytes()))) return nullptr;
   std::unique_ptr<Chunk> reserved =
       Chunk::Reserve(space_.get(), slot_bytes, std::max<size_t>(1, capacity_bytes_ / slot_bytes));
   Chunk* chunk = reserved.get();

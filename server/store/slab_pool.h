@@ -84,6 +84,8 @@ class SlabPool {
 
   // The four steps of Allocate and the two of Free; `missing_bytes` is added to.
   bool Take(size_t bytes, Extent& extent, size_t& missing_bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // At least what Take will find missing.
+  size_t MissingBytes(size_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool CouldMakeRoom(size_t bytes) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool MakeRoom(size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool Commit(const Extent& extent) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -40,11 +40,14 @@ TEST_F(VmmSpaceTest, Create_TakesWholeGranulesAtOnce) {
 }
 
 TEST_F(VmmSpaceTest, Create_ManyGranules_MakesThemLarger) {
-  Driver().granularity = 4096;
-  Create(4096 * 4096);
-  EXPECT_EQ(space_->granule_bytes(), 4096u);
-  Create(4096 * 4097);
-  EXPECT_EQ(space_->granule_bytes(), 8192u);
+  Driver().free_bytes = uint64_t{1} << 40;
+  Create(512 * kGranule - 1);
+  EXPECT_EQ(space_->granule_bytes(), kGranule);
+  Create(512 * kGranule);
+  EXPECT_EQ(space_->granule_bytes(), 2 * kGranule);
+  EXPECT_EQ(space_->granules(), 256u);
+  Create(uint64_t{64} << 30);
+  EXPECT_EQ(space_->granule_bytes(), 16 * kGranule);
   EXPECT_EQ(space_->granules(), 2048u);
 }
 
