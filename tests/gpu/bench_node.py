@@ -4,8 +4,8 @@
     tests/gpu/bench_node.py [--build build/release] [--device cuda|cpu] [--output FILE]
         [--scenario speed rivals capacity mixed] [--seconds 90] [--quick] [--commit NAME]
 
-Writes the file after every scenario, so that one that fails loses no other; exit code 1 then. With
---device cpu everything but the figures' worth is the same: small shapes, through shared memory.
+Writes the file after every scenario, beside those of other scenarios that are in it; one that fails
+loses no other, and the exit code is 1 then. With --device cpu everything but the figures' worth is the same: small shapes, through shared memory.
 """
 
 import argparse
@@ -113,26 +113,30 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=90, help="of the mixed load")
     parser.add_argument("--commit", help="default: that of the working tree")
     arguments = parser.parse_args()
-    failed, results = False, []
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(arguments, Path(folder))
-        for name in arguments.scenario:
-            begin_s = time.monotonic()
-            try:
-                found = getattr(bench, name)()
-            except Exception as error:  # the others still run
-                traceback.print_exc()
-                failed, found = True, [{"name": name, "error": f"{type(error).__name__}: {error}"}]
-            for result in found:
-                print(f"{name}: {json.dumps(result)}", flush=True)
-            print(f"{name}: {time.monotonic() - begin_s:.1f} s", flush=True)
-            gc.collect()
-            if bench.gpu:
-                torch.cuda.empty_cache()
-            results += [{"scenario": name, **result} for result in found]
-            report = {"machine": machine(bench.gpu, arguments.commit), "results": results}
-            arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return int(failed)
+        good = [run_scenario(bench, name, arguments) for name in arguments.scenario]
+    return int(not all(good))
+
+
+def run_scenario(bench: Bench, name: str, arguments: argparse.Namespace) -> bool:
+    """Runs one and keeps its figures; whether it got them."""
+    begin_s, good = time.monotonic(), True
+    try:
+        results = getattr(bench, name)()
+    except Exception as error:  # the others still run
+        traceback.print_exc()
+        good, results = False, [{"name": name, "error": f"{type(error).__name__}: {error}"}]
+    for result in results:
+        print(f"{name}: {json.dumps(result)}", flush=True)
+    print(f"{name}: {time.monotonic() - begin_s:.1f} s", flush=True)
+    report = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    report[name] = {"machine": machine(bench.gpu, arguments.commit), "results": results}
+    arguments.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    gc.collect()
+    if bench.gpu:
+        torch.cuda.empty_cache()
+    return good
 
 
 if __name__ == "__main__":
