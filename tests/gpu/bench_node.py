@@ -5,7 +5,8 @@
         [--scenario speed rivals capacity mixed] [--seconds 90] [--quick] [--commit NAME]
 
 Writes the file after every scenario, beside those of other scenarios that are in it; one that fails
-loses no other, and the exit code is 1 then. With --device cpu everything but the figures' worth is the same: small shapes, through shared memory.
+loses no other, and the exit code is 1 then. With --device cpu everything but the figures' worth is
+the same: small shapes, through shared memory.
 """
 
 import argparse
@@ -73,7 +74,7 @@ class Bench:
         """(b): pages from host memory, raw and compact."""
         name = "70b" if self.gpu else "tiny"
         return measure_rivals(self._binary, SHAPES[name], self._codec(name), self._device,
-                              self._node("3GiB"), 256 if self.gpu else 16)
+                              self._node("6GiB"), 256 if self.gpu else 16)
 
     def capacity(self) -> list[dict]:
         """(c)."""

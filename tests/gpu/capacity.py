@@ -22,6 +22,7 @@ from flashquant.local_node import LocalNode
 from flashquant.v1 import kv_cache_pb2 as pb
 from flashquant.wire import Profile
 
+TIER_METRICS = ("device", "moted", "evicted", "missed", "transport")
 PIECE_BLOCKS = 256     # of the worker's cache; the context is moved through it
 DECODED_TOLERANCE = 2.0 ** -7  # FORMAT.md: inverse transform, FP16 rows of size about 1
 
@@ -162,7 +163,7 @@ def verify(binary: Path, node: LocalNode) -> str:
 
 
 def device_counters(node: LocalNode) -> dict[str, float]:
-    """The node's metrics of its tiers."""
+    """The node's metrics of its tiers, and of blocks that were missed."""
     status = node.status(timeout_s=10)
     return {name: value for name, value in sorted(status.counters.items())
-            if "device" in name or "tier" in name} if status else {}
+            if any(part in name for part in TIER_METRICS)} if status else {}

@@ -6,7 +6,8 @@
 A second process opens the allocations and the event as a node does, waits for the event on its own
 stream and reads every byte. The writer's kernels are slow, so a reader that did not wait would see
 old bytes; a control without the event must see them. With expandable segments the memory is virtual
-and handed over by descriptors. Exit code 1 when anything differs.
+and handed over by descriptors; torch maps it in pieces of 20 MiB, so layers here have that size: a
+larger one lies in several allocations and cannot be shared. Exit code 1 when anything differs.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from flashquant.device_memory import DeviceMemoryError, Sharing, call, driver
 from flashquant.device_segment import ALLOCATION, HEAD, LAYER, DeviceMemory
 from flashquant.vllm.rows_view import RowsView
 
-LAYERS, BLOCKS, HEADS, TOKENS, SIZE = 4, 256, 8, 16, 128
+LAYERS, BLOCKS, HEADS, TOKENS, SIZE = 4, 320, 8, 16, 128  # 20 MiB a layer: one handle of torch's
 OLD, NEW = 1, 7
 SLOW_CYCLES = 2_000_000_000  # about a second
 

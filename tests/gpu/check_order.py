@@ -4,8 +4,9 @@
     tests/gpu/check_order.py [--build build/release] [--repeats 100]
 
 The engine's stream is kept busy, then writes (or reads) blocks that a Store reads (a Load writes)
-in the same moment. No page may be wrong when the connector waits, or the node by the event of the
-segment; when nobody waits, as a control, pages must be wrong. Exit code 1 when it is not so.
+in the same moment; nothing between waits for the GPU. No page may be wrong when the connector
+waits, or the node by the event of the segment; when nobody waits, as a control, pages must be
+wrong. Exit code 1 when it is not so.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from flashquant.local_node import LocalNode
 from flashquant.wire import Profile
 
 BLOCKS = 8
-BUSY_CYCLES = 20_000_000  # about ten milliseconds: longer than a call takes
+BUSY_CYCLES = 60_000_000  # about thirty milliseconds: many times what a call takes
 
 
 class Order:
@@ -38,9 +39,10 @@ class Order:
         """Wrong pages of a store whose blocks are still to be written when it is asked for."""
         chain, serials = self._next()
         self._worker.poison(self._source)
+        pieces = self._worker.pieces(self._source, serials)
         torch.cuda.synchronize()
         torch.cuda._sleep(BUSY_CYCLES)
-        self._worker.fill(self._source, serials)
+        self._worker.fill_pieces(pieces)
         self._save(chain)
         torch.cuda.synchronize()
         self._load(chain)
@@ -53,14 +55,15 @@ class Order:
         self._save(chain)
         _, before = self._next()
         self._worker.fill(self._target, before)
+        index = torch.tensor(self._target, device="cuda")
         torch.cuda.synchronize()
         torch.cuda._sleep(BUSY_CYCLES)
-        copies = [tensor[self._target] for tensor in self._worker.tensors]
+        copies = [tensor[index] for tensor in self._worker.tensors]
         self._load(chain)
         torch.cuda.synchronize()
         wrong = self._worker.wrong_pages(self._target, serials, Profile.EXACT)[0]
         for tensor, copy in zip(self._worker.tensors, copies):
-            tensor[self._target] = copy
+            tensor[index] = copy
         return wrong + self._worker.wrong_pages(self._target, before, Profile.EXACT)[0]
 
     def _next(self) -> tuple[object, list[int]]:

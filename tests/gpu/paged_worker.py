@@ -6,7 +6,6 @@ layer) and the node is given it by CUDA IPC; on a CPU the same code goes through
 
 import enum
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +27,9 @@ from flashquant.vllm.staging import smallest_segment
 from flashquant.vllm.worker_core import WorkerCore
 from flashquant.wire import Profile
 
-DEADLINES = Deadlines(lookup_s=5.0, load_s=20.0, store_s=20.0, connect_s=10.0)
-READY_S = 60.0
+# Of sessions: a node under compute-sanitizer takes a minute to load a codec set.
+DEADLINES = Deadlines(lookup_s=5.0, load_s=20.0, store_s=20.0, connect_s=80.0)
+READY_S = 100.0
 STAGING_BYTES = 1 << 30
 BLOCKS_PER_CHECK = 32
 POISON = -23131  # 0xA5A5
@@ -49,7 +49,7 @@ class PagedWorker:
     def __init__(self, endpoint: str, shape: Shape, codec_set: CodecSet | None, device: str,
                  blocks: int, chunk_tokens: int = 16, shared: bool = True,
                  waits: Waits = Waits.CONNECTOR, staging_bytes: int = STAGING_BYTES) -> None:
-        """`blocks`: of 64 tokens. RuntimeError: no session within a minute."""
+        """`blocks`: of 64 tokens. RuntimeError: no session within READY_S."""
         self.shape, self.device, self.chunk_tokens = shape, torch.device(device), chunk_tokens
         self.chunks_per_block = BLOCK_TOKENS // chunk_tokens
         size = (blocks * self.chunks_per_block, chunk_tokens, shape.heads, 2 * shape.head_size)
@@ -110,7 +110,11 @@ class PagedWorker:
 
     def fill(self, ids: list[int], serials: list[int]) -> None:
         """Computes the rows of blocks `serials` into engine blocks `ids`."""
-        for index, numbers in self._pieces(ids, serials):
+        self.fill_pieces(self.pieces(ids, serials))
+
+    def fill_pieces(self, pieces: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        """As fill, of pieces(); only launches, never waits for the GPU."""
+        for index, numbers in pieces:
             for layer, tensor in enumerate(self.tensors):
                 rows = make_rows(numbers, layer, self.shape.heads, self.shape.head_size)
                 tensor[index] = self._chunked(rows)
@@ -125,7 +129,7 @@ class PagedWorker:
                     profile: Profile) -> tuple[int, float]:
         """(pages of engine blocks `ids` that are not those of blocks `serials`, largest error)."""
         limit, wrong, worst = LIMITS[profile], 0, 0.0
-        for index, numbers in self._pieces(ids, serials):
+        for index, numbers in self.pieces(ids, serials):
             for layer, tensor in enumerate(self.tensors):
                 rows = make_rows(numbers, layer, self.shape.heads, self.shape.head_size)
                 found = tensor[index].unflatten(0, (-1, self.chunks_per_block))
@@ -134,14 +138,17 @@ class PagedWorker:
                 worst = torch.maximum(errors.max(), torch.as_tensor(worst, device=self.device))
         return int(wrong), float(worst)
 
-    def _pieces(self, ids: list[int],
-                serials: list[int]) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    def pieces(self, ids: list[int],
+               serials: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """(engine blocks, serials) on the device, a few blocks at a time."""
+        pieces = []
         for first in range(0, len(serials), BLOCKS_PER_CHECK):
             numbers = serials[first:first + BLOCKS_PER_CHECK]
             begin = first * self.chunks_per_block
             chunks = ids[begin:begin + len(numbers) * self.chunks_per_block]
-            yield (torch.tensor(chunks, device=self.device),
-                   torch.tensor(numbers, dtype=torch.int32, device=self.device))
+            pieces.append((torch.tensor(chunks, device=self.device),
+                           torch.tensor(numbers, dtype=torch.int32, device=self.device)))
+        return pieces
 
     def _chunked(self, rows: torch.Tensor) -> torch.Tensor:
         """[blocks][heads][64][2D] -> [chunks][heads][tokens][2D]."""

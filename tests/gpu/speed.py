@@ -47,6 +47,19 @@ def timed(call: Callable[[], object]) -> float:
     return time.perf_counter() - begin_s
 
 
+def request_seconds(node: LocalNode) -> dict[str, float]:
+    """Sums and counts of the node's own clock, by metric."""
+    counters = node.status(timeout_s=10).counters
+    return {name: value for name, value in counters.items() if "request_duration" in name}
+
+
+def mean_seconds(before: dict[str, float], after: dict[str, float], method: str) -> float:
+    """Of the calls between, from the whole request to the whole reply."""
+    total, calls = (after[name] - before[name] for name in (
+        f'fq_request_duration_seconds_{part}{{method="{method}"}}' for part in ("sum", "count")))
+    return total / calls
+
+
 class CallBench:
     """Calls of one worker on its own cache: half of it is stored, half loaded into."""
 
@@ -69,11 +82,15 @@ class CallBench:
             stores = int(max(3, min(30, STORED_BYTES / stored)))
             common = {"shape": self._worker.shape.name, "profile": profile.label, "blocks": count,
                       "chunk_tokens": self._worker.chunk_tokens, "transport": self._transport.name}
+            before = request_seconds(self._node)
             seconds = [self._store(count, profile) for _ in range(stores + 1)][1:]
-            results.append({"name": "store", **common, **summary(seconds, size)})
+            middle = request_seconds(self._node)
+            results.append({"name": "store", **common, **summary(seconds, size),
+                            "node_seconds": mean_seconds(before, middle, "Store")})
             seconds, wrong = self._loads(count, profile, 30 if count < 100 else 12)
             results.append({"name": "load", **common, **summary(seconds, size),
-                            "wrong_pages": wrong})
+                            "node_seconds": mean_seconds(middle, request_seconds(self._node),
+                                                         "Load"), "wrong_pages": wrong})
             self.purge()
         return results
 
@@ -130,10 +147,12 @@ class CallBench:
 
     def empty_calls(self, calls: int = 200) -> dict:
         """A lookup of one block that is not there: what the RPC alone takes from Python."""
-        key = bytes(KEY_BYTES)
-        seconds = [timed(lambda: self._worker.client.lookup(key, Profile.COMPACT))
-                   for _ in range(calls)]
-        return {"name": "empty call", **summary(seconds, 0)}
+        request = pb.LookupRequest(session_id=self._link.session_id, keys=bytes(KEY_BYTES),
+                                   no_lease=True)
+        before = request_seconds(self._node)
+        seconds = [timed(lambda: self._link.stub.Lookup(request, timeout=5)) for _ in range(calls)]
+        return {"name": "empty call", **summary(seconds, 0),
+                "node_seconds": mean_seconds(before, request_seconds(self._node), "Lookup")}
 
     def purge(self) -> None:
         """The node forgets all."""

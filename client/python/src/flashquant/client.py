@@ -146,15 +146,23 @@ class Client:
 
         Takes no longer than the deadline, nor than `limit_s`.
         """
-        timeout_s = min(self.deadlines.store_s, limit_s)
-        future = self.call_later(link, "Store", request, timeout_s)
-        reply = self.answer(link, future, timeout_s)
+        reply = self._call(link, "Store", request, min(self.deadlines.store_s, limit_s))
         return None if reply is None else list(reply.statuses)
 
-    def load(self, link: Link, request: pb.LoadRequest) -> pb.LoadResponse | None:
-        """Delivers leased blocks. None as for store()."""
-        future = self.call_later(link, "Load", request, self.deadlines.load_s)
-        return self.answer(link, future, self.deadlines.load_s)
+    def load(self, link: Link, request: pb.LoadRequest,
+             limit_s: float = math.inf) -> pb.LoadResponse | None:
+        """Delivers leased blocks. None, and the time, as for store()."""
+        return self._call(link, "Load", request, min(self.deadlines.load_s, limit_s))
+
+    def _call(self, link: Link, method: str, request: object, timeout_s: float) -> object | None:
+        """A Load or Store on this thread: sooner back than a future, which has its own."""
+        try:
+            return getattr(link.stub, method)(request, timeout=timeout_s)
+        except ValueError:  # the channel was closed meanwhile
+            return None
+        except grpc.RpcError as error:
+            self._failed(link, error)
+            return None
 
     def call_later(self, link: Link, method: str, request: object,
                    timeout_s: float) -> grpc.Future | None:
@@ -176,11 +184,15 @@ class Client:
             return future.result(timeout=timeout_s + TIMER_SLACK_S)
         except (grpc.RpcError, grpc.FutureTimeoutError, grpc.FutureCancelledError) as error:
             future.cancel()
-            if code_of(error) not in HARMLESS:
-                self.break_link(link, describe(error))
-            else:
-                self._note_trouble(describe(error))
+            self._failed(link, error)
             return None
+
+    def _failed(self, link: Link, error: Exception) -> None:
+        """A Load or Store without a reply."""
+        if code_of(error) not in HARMLESS:
+            self.break_link(link, describe(error))
+        else:
+            self._note_trouble(describe(error))
 
     def release(self, link: Link, lease_id: bytes) -> None:
         """Gives a lease back; does not wait. Leases end by themselves as well."""

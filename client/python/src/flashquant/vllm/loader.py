@@ -34,7 +34,8 @@ class Piece:
 
     transport: Transport
     hold: Hold
-    future: grpc.Future | None
+    request: pb.LoadRequest
+    future: grpc.Future | None  # None: called when it is waited for
 
     @property
     def placement(self) -> Placement:
@@ -89,7 +90,8 @@ class Loader:
         reached, going = begin, True
         while running or (todo and going):
             while todo and going and len(running) < PIECES_IN_FLIGHT:
-                piece = self._start(transport, match, todo[0], patient=not running)
+                piece = self._start(transport, match, todo[0], patient=not running,
+                                    alone=not running and len(todo) == 1)
                 if piece is None:
                     going = bool(running)
                     break
@@ -114,8 +116,11 @@ class Loader:
             yield from self._access.placement(begin, end - begin).pieces(limit)
 
     def _start(self, transport: Transport, match: Match, placement: Placement,
-               patient: bool) -> Piece | None:
-        """Asks for a piece; None when there is no buffer for it (patient: until the deadline)."""
+               patient: bool, alone: bool) -> Piece | None:
+        """Asks for a piece; None when there is no buffer for it (patient: until the deadline).
+
+        One that is alone is asked for by _finish, on this thread.
+        """
         left_s = self._deadline_s - time.monotonic() if patient else 0.0
         base = self._job.begin_token // BLOCK_TOKENS * BLOCK_TOKENS
         first = (placement.base_token - base) // placement.chunk_tokens
@@ -129,13 +134,17 @@ class Loader:
             first_block=placement.first_block, block_count=placement.blocks,
             min_profile=self._job.floor, pages=way.pages(hold))
         timeout_s = max(self._deadline_s - time.monotonic(), 0.001)
-        return Piece(way, hold, self._client.call_later(match.link, "Load", request, timeout_s))
+        later = None if alone else self._client.call_later(match.link, "Load", request, timeout_s)
+        return Piece(way, hold, request, later)
 
     def _finish(self, piece: Piece, wanted: bool) -> int:
         """Waits for a piece and brings it to the engine; returns how many blocks arrived."""
         transport = piece.transport
-        left_s = max(self._deadline_s - time.monotonic(), 0.0)
-        reply = self._client.answer(transport.link, piece.future, left_s)
+        left_s = max(self._deadline_s - time.monotonic(), 0.001)
+        if piece.future is None:
+            reply = self._client.load(transport.link, piece.request, left_s)
+        else:
+            reply = self._client.answer(transport.link, piece.future, left_s)
         arrived = 0
         if reply is not None and wanted and not self._cancelled.is_set():
             arrived = count_ok(reply.statuses, piece.placement.blocks)

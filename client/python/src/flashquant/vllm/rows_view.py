@@ -91,7 +91,7 @@ class RowsView:
     def gather(self, ids: np.ndarray, out: torch.Tensor) -> torch.cuda.Event | None:
         """Copies chunks `ids` of all layers to `out` [layers][len(ids)][words], in the order of
         the current stream; wait for the event before `out` is read."""
-        index = torch.from_numpy(ids).to(self._device)
+        index = self._index(ids)
         for rows, target in zip(self.rows, self._staged(out)):
             chunks = torch.stack([rows.k.index_select(0, index), rows.v.index_select(0, index)], 3)
             target.copy_(chunks, non_blocking=True)
@@ -112,11 +112,15 @@ class RowsView:
         self._stream.synchronize()
 
     def _scatter(self, ids: np.ndarray, source: torch.Tensor) -> None:
-        index = torch.from_numpy(ids).to(self._device)
+        index = self._index(ids)
         for rows, staged in zip(self.rows, self._staged(source)):
             chunks = staged.to(self._device, non_blocking=True)
             rows.k.index_copy_(0, index, chunks[..., 0, :])
             rows.v.index_copy_(0, index, chunks[..., 1, :])
+
+    def _index(self, ids: np.ndarray) -> torch.Tensor:
+        """On the cache's device; does not wait for what its stream does."""
+        return torch.from_numpy(ids).to(self._device, non_blocking=True)
 
     def _staged(self, words: torch.Tensor) -> torch.Tensor:
         """Staging as [layers][chunks][heads][tokens][K or V][head size]."""
