@@ -51,9 +51,10 @@ test-asan test-tsan: test-%san:  ## C++ tests under AddressSanitizer + UBSan, Th
 test-gpu:  ## on a machine with a GPU: conformance of codec and attention, compute-sanitizer on small pages
 	@scripts/setup.sh system
 	cmake --preset release
-	cmake --build $(BUILD) --target codec_device_test attend_device_test cuda_device_test agreement_device_test device_node_test memory_device_test
+	cmake --build $(BUILD) --target codec_device_test attend_device_test cuda_device_test agreement_device_test device_node_test memory_device_test tiers_device_test
 	$(BUILD)/bin/codec_device_test
 	$(BUILD)/bin/memory_device_test
+	$(BUILD)/bin/tiers_device_test
 	$(BUILD)/bin/cuda_device_test
 	$(BUILD)/bin/agreement_device_test $(CODEC_SET)
 	for tool in memcheck racecheck synccheck initcheck; do FQ_TEST_WITHOUT_LISTS=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
