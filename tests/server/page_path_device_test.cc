@@ -29,10 +29,11 @@ class PagePathDeviceTest : public PagePathTest {
   void UseTiers(uint64_t device_bytes) {
     device_path_.reset();
     TiersOptions options;
-    options.host.capacity_bytes = 8 << 20;
+    options.host.capacity_bytes = 32 << 20;
     options.device.emplace();
     options.device->capacity_bytes = device_bytes;
     options.device->space = *device_.CreateSpace(device_bytes);
+    options.moves = *device_.CreateQueue(false);
     tiers_ = *Tiers::Create(std::move(options));
     device_path_ =
         std::make_unique<PagePath>(tiers_.get(), scheduler_.get(), &workers_, &metrics_, &watch_);
@@ -144,6 +145,7 @@ class PagePathDeviceTest : public PagePathTest {
   HostWorkerMemory worker_;
   std::shared_ptr<const DeviceSegment> segment_;
   Lease lease_;
+  std::string first_;
 };
 
 TEST_F(PagePathDeviceTest, Exact_ComesBackBitForBitInOtherChunks) {
@@ -287,6 +289,28 @@ TEST_F(PagePathDeviceTest, SampledBlocks_AreMeasuredAsOnTheHost) {
   }
   EXPECT_DOUBLE_EQ(on_device.error_ratio,
                    host_space->quality->Of(Profile::kNearLossless).error_ratio);
+}
+
+TEST_F(PagePathDeviceTest, SlabsThatMovedToTheHost_ComeBackWhenALoadWantsThem) {
+  UseTiers(8 << 20);
+  for (uint8_t chain = 0; chain < 30; ++chain) {  // of four exact blocks, 0.5 MB
+    StoreCall call = FromDevice(Profile::kExact, 0, 4);
+    for (BlockKey& key : call.keys) key[5] = chain;
+    ASSERT_EQ(*device_path_->StoreBlocks({}, *space_, call), std::vector<BlockOutcome>(4, kOk));
+    if (chain == 0) first_ = memory_;
+  }
+  LookupCall lookup;
+  for (uint8_t i = 0; i < 4; ++i) lookup.keys.push_back(Key(i));
+  ASSERT_TRUE(Eventually([&] {
+    const Pin pin = tiers_->Peek({space_->scope, lookup.keys[0]});
+    return pin && pin.on_host();
+  }));
+  lease_.pins = device_path_->Lookup(*space_, lookup).pins;
+  ASSERT_EQ(lease_.pins.size(), 4u);
+  const auto outcomes =
+      device_path_->Load({}, *space_, {&lease_, 0, 4, Profile::kCompact}, Places(4, 12));
+  EXPECT_EQ(*outcomes, std::vector<BlockOutcome>(4, kOk));
+  EXPECT_EQ(ReadPages(Places(4, 12)), first_);
 }
 
 TEST_F(PagePathDeviceTest, DeviceFullOfLeasedSlabs_FullOnStoreMissOnLoad) {
