@@ -11,6 +11,7 @@ from flashquant.models import Model, Rows, Window
 HEAD_CHUNK = 256
 FIRST_SCORED = 256
 MEMORY_BYTES = 1 << 30
+INT64_RANGE = (-(1 << 63), (1 << 63) - 1)
 
 
 class LayerInputs:
@@ -52,10 +53,12 @@ def draw_cotangents(probabilities: Tensor, generator: torch.Generator) -> Tensor
     c = sum over labels y of +-sqrt(p_y) (e_y - p). A drawn label has the same moments, but is a
     lottery: a rare one weighs as much as thousands of likely ones. Signs take all labels each time.
     """
-    signs = torch.randint(2, probabilities.shape, generator=generator, dtype=torch.int8,
-                          device=probabilities.device).mul_(2).sub_(1)
-    roots = probabilities.sqrt().mul_(signs)
-    return roots - probabilities * roots.sum(-1, keepdim=True)
+    count, labels = probabilities.shape
+    # Words of eight bytes, of each byte the sign: an eighth of the numbers to draw.
+    words = torch.randint(*INT64_RANGE, (count, -(-labels // 8)), generator=generator,
+                          device=probabilities.device)
+    roots = probabilities.sqrt().copysign_(words.view(torch.int8)[:, :labels])
+    return roots.addcmul_(probabilities, roots.sum(-1, keepdim=True), value=-1)
 
 
 def _logit_gradient(model: Model, hidden: Tensor, first: int,
