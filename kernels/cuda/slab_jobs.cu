@@ -23,12 +23,14 @@ __global__ void __launch_bounds__(kJobThreads) MakeJobs(JobParams p) {
   if (page >= p.pages.layers * p.pages.heads) return;
   const SlabBlock& block = p.blocks[index - page * p.count];
   const int layer = page / p.pages.heads, head = page - layer * p.pages.heads;
-  const int sink = block.sink;
+  const bool sink = block.sink != 0;
   PageJob job;
-  job.primary = block.primary + p.pages.primary_offsets[sink][page];
+  job.primary =
+      block.primary + (sink ? p.pages.primary_offsets[1] : p.pages.primary_offsets[0])[page];
   job.primary_checksum = reinterpret_cast<uint64_t*>(block.primary + sizeof(SlabHeader)) + page;
   if (block.refinement != nullptr) {
-    job.refinement = block.refinement + p.pages.refinement_offsets[sink][page];
+    job.refinement = block.refinement +
+                     (sink ? p.pages.refinement_offsets[1] : p.pages.refinement_offsets[0])[page];
     job.refinement_checksum =
         reinterpret_cast<uint64_t*>(block.refinement + sizeof(SlabHeader)) + page;
   }
@@ -39,7 +41,7 @@ __global__ void __launch_bounds__(kJobThreads) MakeJobs(JobParams p) {
   job.flag = block.flag;
   job.head = static_cast<int16_t>(head);
   job.tokens = block.tokens;
-  job.sink = block.sink;
+  job.sink = sink ? 1 : 0;
   p.jobs[index] = job;
 }
 
