@@ -60,8 +60,8 @@ class Bench:
     def speed(self) -> list[dict]:
         """(a) of the issue."""
         results = copies(self._device) if self.gpu else []
-        plan = [("70b", tuple(Profile)), ("8b", (Profile.COMPACT,))] if self.gpu else [
-            ("tiny", tuple(Profile))]
+        most = (Profile.COMPACT, Profile.NEAR_LOSSLESS, Profile.EXACT)
+        plan = [("70b", most), ("8b", most[:1])] if self.gpu else [("tiny", tuple(Profile))]
         if self._quick:
             plan = [(plan[0][0], (Profile.COMPACT,))]
         for name, profiles in plan:
@@ -74,7 +74,7 @@ class Bench:
         """(b): pages from host memory, raw and compact."""
         name = "70b" if self.gpu else "tiny"
         return measure_rivals(self._binary, SHAPES[name], self._codec(name), self._device,
-                              self._node("6GiB"), 256 if self.gpu else 16)
+                              self._node("4GiB"), 256 if self.gpu else 16)
 
     def capacity(self) -> list[dict]:
         """(c)."""

@@ -19,10 +19,10 @@ from flashquant.keys import KeyChain
 from flashquant.local_node import LocalNode
 from flashquant.wire import Profile
 
-CHAINS = 12          # the first third has left the GPU when all are stored
+CHAINS, LOADED = 8, 3  # the first ones have left the GPU when all are stored
 PORTION_BLOCKS = 64  # of a save
-PAUSE_S = 0.15       # after each, for what has to move
-SETTLE_S = 1.5
+PAUSE_S = 0.1        # after each, for what has to move
+SETTLE_S = 1.0
 
 
 def copy_raw(worker: PagedWorker, ids: list[int], calls: int = 8) -> dict:
@@ -50,7 +50,7 @@ def load_from_host(node: LocalNode, worker: PagedWorker, profile: Profile, block
     for chain in chains:
         store_slowly(worker, chain, source, profile)
     before, seconds, wrong, missing = device_counters(node), [], 0, 0
-    for number, chain in enumerate(chains[:CHAINS // 3]):
+    for number, chain in enumerate(chains[:LOADED]):
         worker.poison(target)
         time.sleep(SETTLE_S)
         begin_s = time.perf_counter()
@@ -88,10 +88,7 @@ def measure_rivals(binary: Path, shape: Shape, codec: tuple[Path, CodecSet], dev
     with LocalNode(binary, [path], 8 << 30, node_arguments) as node:
         worker = PagedWorker(node.endpoint, shape, codec_set, device, 2 * blocks)
         try:
-            ids = worker.take_chunks(blocks)
-            results = [copy_raw(worker, ids)]
-            worker.free += ids
-            results.append(load_from_host(node, worker, Profile.COMPACT, blocks))
-            return results + [copy_raw(worker, ids)]
+            loaded = load_from_host(node, worker, Profile.COMPACT, blocks)
+            return [loaded, copy_raw(worker, worker.take_chunks(blocks))]
         finally:
             worker.close()

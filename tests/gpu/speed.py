@@ -87,7 +87,7 @@ class CallBench:
             middle = request_seconds(self._node)
             results.append({"name": "store", **common, **summary(seconds, size),
                             "node_seconds": mean_seconds(before, middle, "Store")})
-            seconds, wrong = self._loads(count, profile, 30 if count < 100 else 12)
+            seconds, wrong = self._loads(count, profile, 30 if count < 100 else 15)
             results.append({"name": "load", **common, **summary(seconds, size),
                             "node_seconds": mean_seconds(middle, request_seconds(self._node),
                                                          "Load"), "wrong_pages": wrong})
@@ -161,7 +161,7 @@ class CallBench:
                 namespace_name=self._worker.namespace_name), timeout=60)
 
 
-def copies(device: str, size: int = 4 << 30, calls: int = 15) -> list[dict]:
+def copies(device: str, size: int = 2 << 30, calls: int = 9) -> list[dict]:
     """Device to device, and pinned host to device and back: GB/s of the bytes copied once."""
     source, target = (torch.empty(size, dtype=torch.uint8, device=device) for _ in range(2))
     host = torch.empty(size, dtype=torch.uint8, pin_memory=True)

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from flashquant.v1 import kv_cache_pb2 as pb
 from flashquant.vllm.cache_view import runs_of, view_of
 from flashquant.vllm.geometry import ChunkShape, Packing, find_packing
 from flashquant.vllm.placement import Placement
 from flashquant.vllm.staging import SaveRing, smallest_segment
+from flashquant.wire import pages_at
 
 
 def writer_of(shape, place):
@@ -202,3 +204,16 @@ def test_ring_wraps_without_overlap():
             assert all(region.offset >= r.offset + r.size or r.offset >= region.offset + region.size
                        for r in live)
             live.append(region)
+
+
+@pytest.mark.parametrize("chunks", [1, 4, 8, 9])
+def test_pages_on_the_wire_are_what_protobuf_would_write(chunks):
+    random = np.random.default_rng(chunks)
+    offsets = random.integers(1 << 42, size=(37, chunks))
+    offsets[0, 0], offsets[1, 0] = 0, (1 << 42) - 1
+    first = random.choice([0, 64, 128, 192], 37).tolist()
+    layout = pb.PageLayout(tokens_per_chunk=16, head_stride=256)
+    expected = pb.Pages(layout=layout, segment_id=3, places=[
+        pb.BlockPlace(chunk_offsets=row, first_token=token)
+        for row, token in zip(offsets.tolist(), first)])
+    assert pages_at(layout, offsets, first, 3) == expected
