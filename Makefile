@@ -48,10 +48,9 @@ test-asan test-tsan: test-%san:  ## C++ tests under AddressSanitizer + UBSan, Th
 	cmake --build build/$*san
 	ctest --test-dir build/$*san --output-on-failure
 
-test-gpu:  ## on a machine with a GPU: conformance of codec and attention, compute-sanitizer on small pages
-	@scripts/setup.sh system
+test-gpu: setup  ## on a machine with a GPU: conformance, workers killed, a node with workers, compute-sanitizer
 	cmake --preset release
-	cmake --build $(BUILD) --target codec_device_test attend_device_test cuda_device_test agreement_device_test device_node_test memory_device_test tiers_device_test
+	cmake --build $(BUILD) --target flashquantd fqctl codec_device_test attend_device_test cuda_device_test agreement_device_test device_node_test memory_device_test tiers_device_test
 	$(BUILD)/bin/codec_device_test
 	$(BUILD)/bin/memory_device_test
 	$(BUILD)/bin/tiers_device_test
@@ -68,14 +67,18 @@ test-gpu:  ## on a machine with a GPU: conformance of codec and attention, compu
 	for tool in memcheck racecheck synccheck initcheck; do for tables in 3 1; do \
 	  compute-sanitizer --tool $$tool --error-exitcode 1 $(ATTEND_TEST) --replicated-tables=$$tables \
 	  --gtest_brief=1 --gtest_filter='$(SMALL_ATTENTION)' || exit 1; done; done
+	$(PYTHON) tests/gpu/check_device_memory.py
+	PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True $(PYTHON) tests/gpu/check_device_memory.py
+	for check in order full_gpu pinned; do $(PYTHON) tests/gpu/check_$$check.py --build $(BUILD) || exit 1; done
+	for tool in memcheck racecheck; do $(PYTHON) tests/gpu/check_sanitized.py --build $(BUILD) --tool $$tool || exit 1; done
 
-bench-gpu:  ## on a machine with a GPU: encode, decode, whole slabs, attention beside FP16, kept in tests/bench/results
-	@scripts/setup.sh system
+bench-gpu: setup  ## on a machine with a GPU: encode, decode, slabs, attention beside FP16, a node with workers; kept in tests/bench/results
 	cmake --preset release
-	cmake --build $(BUILD) --target attend_bench device_bench pages_bench
+	cmake --build $(BUILD) --target flashquantd attend_bench device_bench pages_bench
 	tests/bench/pages_bench.py
 	tests/bench/device_bench.py
 	tests/bench/attend_bench.py
+	$(PYTHON) tests/gpu/bench_node.py --build $(BUILD)
 
 lint: build  ## clang-tidy over every C++ file (make test does a few)
 	$(PYTHON) tests/lint.py --all --build $(BUILD)
