@@ -118,7 +118,7 @@ NodeSample Node::Sample() {
   NodeSample sample;
   const TierStats tiers = tiers_->Stats();
   sample.store = tiers.host;
-  sample.device = tiers.device;
+  if (tiers_->has_device()) sample.device = tiers.device;  // zeros when it has failed
   sample.demoted_blocks = static_cast<double>(tiers.demoted_slabs);
   sample.demoted_bytes = static_cast<double>(tiers.demoted_bytes);
   sample.promoted_blocks = static_cast<double>(tiers.promoted_slabs);

@@ -186,6 +186,16 @@ TEST_F(DevicePagesTest, UnregisterIsAnsweredWhenTheLastCallHasEnded) {
   store.join();
 }
 
+TEST_F(DevicePagesTest, GpuFails_MetricsAndNewSessionsKnow) {
+  EXPECT_GT(node_.node().metrics().Values()["fq_device_capacity_bytes"], 0);
+  const uint32_t segment = Register(Registration());
+  device_->Lose();
+  wire::StoreResponse response;
+  EXPECT_EQ(client_.Store(StoreOf(segment, keys_), response).error_code(), grpc::UNAVAILABLE);
+  EXPECT_EQ(node_.node().metrics().Values()["fq_device_capacity_bytes"], 0);
+  EXPECT_FALSE(TestClient(node_).session().has_device());
+}
+
 TEST_F(DevicePagesTest, SessionEnds_ItsMappingsGo) {
   Register(Registration());
   EXPECT_EQ(device_->open_mappings(), 1);
