@@ -30,7 +30,8 @@ struct TiersOptions {
   // Copies what is demoted; outlived by its Device. Null: the device evicts, nothing is demoted.
   std::unique_ptr<DeviceQueue> moves = nullptr;
   // Shares of the device's capacity, 0 < low <= high <= 1: past the high one slabs are demoted
-  // until the low one is reached. When the host has no room either, the device evicts.
+  // until the low one is reached. Below it too while, by holes between slabs of other sizes, less
+  // than a 64th could be had by any size. When the host has no room either, the device evicts.
   double high_watermark = 0.9, low_watermark = 0.8;
 };
 
@@ -103,6 +104,8 @@ class Tiers {
   void StopDemotion();
   void WakeDemotion() ABSL_LOCKS_EXCLUDED(demotion_mu_);
   void DemoteUntilStopped();
+  bool IsShort() const;                                    // of room: demotion begins
+  bool HasRoom() const;                                    // demotion ends
   bool AwaitPressure() ABSL_LOCKS_EXCLUDED(demotion_mu_);  // false: stop
   bool Pause() ABSL_LOCKS_EXCLUDED(demotion_mu_);          // false: stop
   absl::StatusOr<size_t> DemoteBatch();
@@ -116,7 +119,8 @@ class Tiers {
   std::atomic<uint64_t> promoted_slabs_{0}, promoted_bytes_{0};
 
   const std::unique_ptr<DeviceQueue> moves_;  // of the demotion thread; null: none
-  uint64_t high_bytes_ = 0, low_bytes_ = 0;   // set before the thread starts
+  // Of the device's capacity; set before the thread starts.
+  uint64_t high_bytes_ = 0, low_bytes_ = 0, least_available_bytes_ = 0;
   std::atomic<uint64_t> demoted_slabs_{0}, demoted_bytes_{0}, failed_demotions_{0};
   absl::Mutex demotion_mu_;
   absl::CondVar wake_;

@@ -23,7 +23,18 @@ void Tiers::StartDemotion(const TiersOptions& options) {
   const auto capacity_bytes = static_cast<double>(options.device->capacity_bytes);
   high_bytes_ = static_cast<uint64_t>(capacity_bytes * options.high_watermark);
   low_bytes_ = static_cast<uint64_t>(capacity_bytes * options.low_watermark);
+  least_available_bytes_ = options.device->capacity_bytes / 64;
   demotion_ = std::thread([this] { DemoteUntilStopped(); });
+}
+
+// What a new size needs is whole granules, and evicting would free them in the same order.
+bool Tiers::IsShort() const {
+  return device_->used_bytes() > high_bytes_ || device_->available_bytes() < least_available_bytes_;
+}
+
+bool Tiers::HasRoom() const {
+  return device_->used_bytes() <= low_bytes_ &&
+         device_->available_bytes() >= 2 * least_available_bytes_;
 }
 
 void Tiers::StopDemotion() {
@@ -37,14 +48,14 @@ void Tiers::StopDemotion() {
 }
 
 void Tiers::WakeDemotion() {
-  if (!demotion_.joinable() || device_->used_bytes() <= high_bytes_) return;
+  if (!demotion_.joinable() || !IsShort()) return;
   absl::MutexLock lock(&demotion_mu_);
   wake_.Signal();
 }
 
 void Tiers::DemoteUntilStopped() {
   while (AwaitPressure()) {
-    while (has_device() && device_->used_bytes() > low_bytes_) {
+    while (has_device() && !HasRoom()) {
       const absl::StatusOr<size_t> left = DemoteBatch();
       if (!left.ok()) failed_demotions_.fetch_add(1, std::memory_order_relaxed);
       const bool stuck = !left.ok() || *left == 0;
@@ -55,7 +66,7 @@ void Tiers::DemoteUntilStopped() {
 
 bool Tiers::AwaitPressure() {
   absl::MutexLock lock(&demotion_mu_);
-  while (!stopping_ && (!has_device() || device_->used_bytes() <= high_bytes_)) {
+  while (!stopping_ && (!has_device() || !IsShort())) {
     wake_.Wait(&demotion_mu_);
   }
   return !stopping_;
@@ -71,7 +82,8 @@ bool Tiers::Pause() {
 // of use is kept, and before they leave the device, so that they are found all the time.
 absl::StatusOr<size_t> Tiers::DemoteBatch() {
   const uint64_t used_bytes = device_->used_bytes();
-  const uint64_t excess_bytes = used_bytes > low_bytes_ ? used_bytes - low_bytes_ : 0;
+  const uint64_t excess_bytes =
+      used_bytes > low_bytes_ ? used_bytes - low_bytes_ : least_available_bytes_;
   const uint64_t wanted_bytes = std::min(excess_bytes, kBatchBytes);
   std::vector<Move> moves;
   size_t left = 0;

@@ -115,6 +115,11 @@ StoreStats Store::Core::Stats() const {
   return stats;
 }
 
+uint64_t Store::Core::available_bytes() const {
+  const SlabPoolUsage usage = pool_.Usage();
+  return pool_.capacity_bytes() - usage.resident_bytes + usage.idle_bytes;
+}
+
 absl::Status Store::Core::CheckInvariants() const {
   absl::WriterMutexLock still(&moving_mu_);
   if (absl::Status status = pool_.CheckInvariants(); !status.ok()) return status;

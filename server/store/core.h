@@ -41,6 +41,7 @@ class Store::Core {
   void ForEachKey(uint64_t scope, const std::function<void(const SlabKey&)>& visit) const;
   bool on_host() const { return pool_.on_host(); }
   uint64_t used_bytes() const { return pool_.Usage().used_bytes; }
+  uint64_t available_bytes() const;
   StoreStats Stats() const;
   absl::Status CheckInvariants() const;
 

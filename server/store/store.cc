@@ -92,6 +92,7 @@ void Store::ForEachKey(uint64_t scope, const std::function<void(const SlabKey&)>
 
 StoreStats Store::Stats() const { return core_->Stats(); }
 uint64_t Store::used_bytes() const { return core_->used_bytes(); }
+uint64_t Store::available_bytes() const { return core_->available_bytes(); }
 absl::Status Store::CheckInvariants() const { return core_->CheckInvariants(); }
 
 Reservation::Reservation(Reservation&& other) noexcept

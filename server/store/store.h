@@ -157,7 +157,11 @@ class Store {
   void ForEachKey(uint64_t scope, const std::function<void(const SlabKey&)>& visit) const;
 
   StoreStats Stats() const;
-  uint64_t used_bytes() const;  // as of Stats, quickly
+
+  // Quickly, as of Stats: what slabs take; and memory that slabs of any size can have, which may be
+  // less than the rest where granules are large.
+  uint64_t used_bytes() const;
+  uint64_t available_bytes() const;
 
   // Sums and counts that must agree; an error says which do not. For tests and `fqctl verify`:
   // reservations and releases wait while it looks at every slab.

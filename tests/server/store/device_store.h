@@ -28,6 +28,7 @@ class DeviceRoom {
   void Publish() && {
     Copy(primary_, room_.primary());
     Copy(refinement_, room_.refinement());
+    Check(cudaStreamSynchronize(nullptr));  // a copy of pageable memory returns when it is staged
     std::move(room_).Publish();
   }
 
