@@ -228,7 +228,8 @@ FQ_DEVICE void PackKeyWeights(const float (&weights)[kTiles][4], int tile, uint3
 
 // The pages of a piece without refinements. Profile::K and ::V are Classes. Codes go from L2 to
 // registers half a page ahead of their use: V while the scores are made, the K of the next page
-// while the values are added up.
+// while the values are added up. Half a page of few bytes is short: then the page behind the next
+// is brought into L2.
 template <typename Profile, int kHeadSize>
 FQ_DEVICE void AttendBase(const AttendParams& params, const AttendPiece& piece, Softmax& softmax,
                           Sums<kHeadSize>& sums) {
@@ -246,6 +247,9 @@ FQ_DEVICE void AttendBase(const AttendParams& params, const AttendPiece& piece, 
   const int last = piece.page_count - 1;
   const std::byte* page = PageAt(origin, PageEntry(table, 0));
   uint32_t next = PageEntry(table, min(1, last));
+  constexpr int kBytes = K::Offset(kGroups) + V::Offset(kGroups);
+  constexpr bool kPrefetch = kBytes < 24 * kHeadSize;  // 1.5 bits a value
+  uint32_t behind = kPrefetch ? PageEntry(table, min(2, last)) : 0;
   keys.LoadAll(page, lane_index, true);
   QueryRegisters<kHeadSize> q;
   q.Load(queries + kLayout.Coded(0), lane_index);
@@ -255,6 +259,7 @@ FQ_DEVICE void AttendBase(const AttendParams& params, const AttendPiece& piece, 
 #pragma unroll 1
   for (int i = 0; i <= last; ++i) {
     values.LoadAll(page, LaneAfter(lane_index, keys.words[0], params.zero), true);
+    if (kPrefetch && lane_index == 0) PrefetchToL2(PageAt(origin, behind), kBytes);
     float scores[kTiles][4];
     ScorePage(keys, q, lane, softmax.Start(), scores);
     if (i == masked_first || i == masked_last) {
@@ -266,7 +271,8 @@ FQ_DEVICE void AttendBase(const AttendParams& params, const AttendPiece& piece, 
     for (int j = 0; j < kTiles; ++j) PackKeyWeights(scores, j, weights[j]);
     page = PageAt(origin, next);
     keys.LoadAll(page, LaneAfter(lane_index, values.words[0], params.zero), i < last);
-    next = PageEntry(table, min(i + 2, last));
+    next = kPrefetch ? behind : PageEntry(table, min(i + 2, last));
+    if (kPrefetch) behind = PageEntry(table, min(i + 3, last));
     AddValues(values, weights, lane, sums);
   }
   softmax.Shift(LoadBias<kHeadSize>(QueriesOf<kHeadSize>(params, piece), 1), 1.0f);

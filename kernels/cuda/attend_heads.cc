@@ -8,16 +8,24 @@
 namespace fq {
 namespace {
 
-// Nanoseconds a multiprocessor of an H200 spends on a page besides its groups, and on a group of a
-// class: a fit to ten profiles that the memory does not limit (PERFORMANCE.md). Only their ratios
+// Nanoseconds a multiprocessor of an H200 spends on a page, and on each of its groups by class:
+// fits to pages alone, 17 profiles, and to pages with refinements of class 2, 8 profiles, residuals
+// at most 6 % (PERFORMANCE.md). Refinements of other classes were not measured. Only the ratios
 // matter.
-constexpr double kPageCost = 17.0, kRefinedPageCost = 25.0;
-double GroupCost(int bits) { return bits == 8 ? 8.6 : bits == 4 ? 6.3 : bits == 0 ? 0 : 4.5; }
+struct Costs {
+  double page, of8, of4, of2, of1;  // groups of class 8, 4, 2, 1
+  double Of(int bits) const {
+    return bits == 8 ? of8 : bits == 4 ? of4 : bits == 2 ? of2 : bits == 1 ? of1 : 0;
+  }
+};
+constexpr Costs kBaseAlone = {35.9, 4.84, 6.46, 3.94, 3.45};
+// Beside refinements class 4 has a plain table.
+constexpr Costs kBaseOfRefined = {25, 2, 14, 2, 6}, kRefinement = {0, 9, 14, 5.2, 8};
 
-double CostOf(const std::vector<uint8_t>& k, const std::vector<uint8_t>& v) {
-  double cost = 0;
+double CostOf(const Costs& costs, const std::vector<uint8_t>& k, const std::vector<uint8_t>& v) {
+  double cost = costs.page;
   for (const auto* classes : {&k, &v}) {
-    for (uint8_t bits : *classes) cost += GroupCost(bits);
+    for (uint8_t bits : *classes) cost += costs.Of(bits);
   }
   return cost;
 }
@@ -65,11 +73,11 @@ AttendLayer DescribeLayer(const CodecSet& set, const AttendRange& range, int lay
     const CodecProfile& p = set.profile(layer, h);
     AttendHead head;
     head.base_code = CodeOf({p.k, p.v, {}, {}}, &described.variant);
-    head.base_cost = kPageCost + CostOf(p.k, p.v);
+    head.base_cost = CostOf(kBaseAlone, p.k, p.v);
     if (refined) {
       head.refined_code = CodeOf({p.k, p.v, p.k_refinement, p.v_refinement}, &described.variant);
       head.refined_cost =
-          kRefinedPageCost + CostOf(p.k, p.v) + CostOf(p.k_refinement, p.v_refinement);
+          CostOf(kBaseOfRefined, p.k, p.v) + CostOf(kRefinement, p.k_refinement, p.v_refinement);
     }
     head.exact_offset = walk.OffsetOf(PageKind::kExact, false, layer, h);
     head.base_offset = walk.OffsetOf(PageKind::kBase, false, layer, h);

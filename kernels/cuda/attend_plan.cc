@@ -11,9 +11,8 @@ constexpr int kTokens = 64;
 // attend_heads.cc; pages cost what the caller says.
 constexpr double kPlainTileCost = 140, kPieceCost = 250;
 
-// Multiprocessors left to the merge, whose first blocks then fetch their matrices meanwhile. Their
-// absence from the attention costs nothing that could be measured.
-constexpr int kFreeForMerge = 4;
+// What the merge takes longer when attention has all multiprocessors.
+constexpr double kMergeCost = 1000;
 
 bool IsPlain(AttendRun::Kind kind) {
   return kind == AttendRun::kExact || kind == AttendRun::kSinkRecord;
@@ -39,7 +38,9 @@ class Planner {
   AttendPlan Run() {
     std::vector<std::vector<Item>> items(heads_.size());
     for (size_t head = 0; head < heads_.size(); ++head) MakeItems(head, &items[head]);
-    const std::vector<int> blocks = ShareBlocks(items);
+    std::vector<double> costs;
+    for (const auto& of_head : items) costs.push_back(CostOf(of_head));
+    const std::vector<int> blocks = ShareBlocks(costs);
     for (int count : blocks) plan_.blocks += count;
     plan_.warps = warps_;
     plan_.pieces.assign(plan_.blocks * warps_, NoPiece());
@@ -121,19 +122,37 @@ class Planner {
     return cost;
   }
 
-  // Blocks of each head: one, and each further one to the head whose blocks have most to do.
-  std::vector<int> ShareBlocks(const std::vector<std::vector<Item>>& items) const {
-    std::vector<double> cost;
-    for (const auto& of_head : items) cost.push_back(CostOf(of_head));
-    std::vector<int> blocks(heads_.size(), 1);
-    for (int left = shape_.blocks - static_cast<int>(heads_.size()); left > 0; --left) {
-      size_t most = 0;
-      for (size_t i = 1; i < cost.size(); ++i) {
-        if (cost[i] / blocks[i] > cost[most] / blocks[most]) most = i;
-      }
-      ++blocks[most];
+  // Blocks of each head: `count` in all, at least one each.
+  static std::vector<int> ShareBlocks(const std::vector<double>& costs, int count) {
+    std::vector<int> blocks(costs.size(), 1);
+    for (int left = count - static_cast<int>(costs.size()); left > 0; --left) {
+      ++blocks[MostOf(costs, blocks)];
     }
     return blocks;
+  }
+
+  // The head whose blocks have most to do.
+  static size_t MostOf(const std::vector<double>& costs, const std::vector<int>& blocks) {
+    size_t most = 0;
+    for (size_t i = 1; i < costs.size(); ++i) {
+      if (costs[i] / blocks[i] > costs[most] / blocks[most]) most = i;
+    }
+    return most;
+  }
+
+  // Spare blocks are used where that ends the work sooner by more than the merge loses.
+  std::vector<int> ShareBlocks(const std::vector<double>& costs) const {
+    std::vector<int> best;
+    double earliest = 0;
+    for (int spare = 0; spare <= shape_.spare_blocks; ++spare) {
+      std::vector<int> blocks = ShareBlocks(costs, shape_.blocks + spare);
+      const size_t most = MostOf(costs, blocks);
+      const double end = costs[most] / blocks[most] + (spare > 0 ? kMergeCost : 0);
+      if (!best.empty() && end >= earliest) continue;
+      earliest = end;
+      best = std::move(blocks);
+    }
+    return best;
   }
 
   // Gives each warp of the blocks its share of the items, in order.
@@ -240,7 +259,7 @@ class Planner {
 
 }  // namespace
 
-int AttendBlocks(int multiprocessors) { return std::max(1, multiprocessors - kFreeForMerge); }
+int AttendBlocks(int multiprocessors) { return std::max(1, multiprocessors - kSpareBlocks); }
 
 AttendPlan PlanAttend(const AttendShape& shape, absl::Span<const AttendHead> heads,
                       absl::Span<const AttendSequence> sequences) {

@@ -36,10 +36,15 @@ struct AttendSequence {
   int first_query = 0, queries = 1;
 };
 
+// Multiprocessors left to the merge, whose first blocks then fetch their matrices meanwhile. Their
+// absence from the attention costs nothing that could be measured where heads cost the same.
+inline constexpr int kSpareBlocks = 4;
+
 struct AttendShape {
   int blocks = 1;  // thread blocks, see AttendBlocks
   int queries_per_kv_head = 1;
   int head_size = 128;
+  int spare_blocks = 0;  // more blocks, used where heads of unequal cost then end together
 };
 
 // What the kernels read. Pieces of warp w of block b start at pieces[b * warps + w].

@@ -7,16 +7,16 @@
 namespace fq {
 
 // Scores of the 64 tokens of a page: of their base, from `start`, or (kAdded) what the refinement
-// adds. The query rows come from L1, `rows` being where the lane has its own: registers are full.
-template <bool kAdded, typename Side>
-FQ_DEVICE void ScorePart(const Side& keys, const std::byte* rows, const LaneAddress& lane,
-                         float2 start, float (&scores)[kTiles][4]) {
+// adds. `rows` gives the query rows of two MMA steps.
+template <bool kAdded, typename Side, typename Rows>
+FQ_DEVICE void ScorePart(const Side& keys, const Rows& rows, const LaneAddress& lane, float2 start,
+                         float (&scores)[kTiles][4]) {
   constexpr int kFirst = kAdded ? -1 : Side::FirstStep();
   if constexpr (!kAdded && kFirst < 0) FillScores(start, scores);
   StaticFor<0, Side::kGroups / 4>([&](auto pair) {
     constexpr int p = decltype(pair)::value;
     if constexpr (Side::HasStep(2 * p) || Side::HasStep(2 * p + 1)) {
-      const uint4 b = LoadNow4(rows + 512 * p);
+      const uint4 b = rows(pair);
       StaticFor<2 * p, 2 * p + 2>([&](auto step) {
         constexpr int s = decltype(step)::value;
         if constexpr (Side::HasStep(s)) {
@@ -86,6 +86,15 @@ FQ_DEVICE void AttendRefined(const AttendParams& params, const AttendPiece& piec
   const auto refinement = [&](uint32_t entry) {
     return PageAt(params.pool, entry) + piece.refinement_offset;
   };
+  // Rows for the base stay in registers where there is room; otherwise they come from L1.
+  constexpr bool kKept =
+      kHeadSize < 128 ||
+      (kHeadSize == 128 && K::Word(kGroups) + Profile::V::Word(kGroups) <= 40 &&
+       RefinedK::Word(kGroups) <= kGroups && Profile::RefinedV::Word(kGroups) <= kGroups);
+  QueryRegisters<kKept ? kHeadSize : 16> kept;
+  if constexpr (kKept) {
+    kept.Load(QueriesOf<kHeadSize>(params, piece) + kLayout.Coded(0), lane_index);
+  }
   const uint32_t query = static_cast<uint32_t>(piece.task) * kLayout.Bytes() + 16 * lane_index;
   int at = piece.table_begin;  // in the page tables
   uint32_t entry = PageEntry(params.pages, at), refined_entry = PageEntry(params.refinements, at);
@@ -99,13 +108,29 @@ FQ_DEVICE void AttendRefined(const AttendParams& params, const AttendPiece& piec
     values.LoadAll(page(entry), ready, true);
     float scores[kTiles][4];
     const float2 start = softmax.Start();
-    ScorePart<false>(keys, params.queries + query + kLayout.Coded(0), lane, start, scores);
+    const auto read = [&](int part, int pair) {
+      return LoadNow4(params.queries + query + kLayout.Coded(part) + 512 * pair);
+    };
+    ScorePart<false>(
+        keys,
+        [&](auto pair) {
+          constexpr int p = decltype(pair)::value;
+          if constexpr (kKept) {
+            return make_uint4(kept.b[2 * p][0], kept.b[2 * p][1], kept.b[2 * p + 1][0],
+                              kept.b[2 * p + 1][1]);
+          } else {
+            return read(0, p);
+          }
+        },
+        lane, start, scores);
     refined_values.LoadAll(refinement(refined_entry),
                            LaneAfter(lane_index, refined_keys.words[0], params.zero), true);
     at += more;
     entry = PageEntry(params.pages, at);
     refined_entry = PageEntry(params.refinements, at);
-    ScorePart<true>(refined_keys, params.queries + query + kLayout.Coded(1), lane, start, scores);
+    ScorePart<true>(
+        refined_keys, [&](auto pair) { return read(1, decltype(pair)::value); }, lane, start,
+        scores);
     if (begin > 0 || end < 64) MaskKeys(scores, begin, end);
     softmax.Weigh(scores, [&](float c0, float c1) { sums.Scale(c0, c1); });
     uint32_t weights[kTiles][2];

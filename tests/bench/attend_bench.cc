@@ -31,7 +31,7 @@ constexpr double kColdBytes = 400e6;
 struct Settings {
   std::string cache_folder;
   int head_size = 128, kv_heads = 8, query_heads = 64;
-  int blocks = 0, rounds = 21;
+  int blocks = 0, spare_blocks = 0, rounds = 21;
   std::vector<std::string> pages = {"one",   "mixed",      "one-refined",
                                     "exact", "read-exact", "read-one"},
                            shapes = {"1x32768", "1x131072", "8x32768", "32x8192", "64x32768"};
@@ -211,9 +211,9 @@ class Kind {
     return exact_ ? AttendRun::kExact : refined_ ? AttendRun::kRefined : AttendRun::kBase;
   }
   AttendPlan Plan(const std::vector<AttendSequence>& sequences) const {
-    return PlanAttend(
-        {settings_.blocks, settings_.query_heads / settings_.kv_heads, settings_.head_size},
-        layer_.heads, sequences);
+    return PlanAttend({settings_.blocks, settings_.query_heads / settings_.kv_heads,
+                       settings_.head_size, settings_.spare_blocks},
+                      layer_.heads, sequences);
   }
   // FP16 rows must be numbers: these are between -2 and 2. Any bytes are codes.
   std::unique_ptr<Caches> MakeCaches(int pages) const {
@@ -398,6 +398,7 @@ class Bench {
       Check(cudaDeviceGetAttribute(&settings_.blocks, cudaDevAttrMultiProcessorCount, 0),
             "cudaDeviceGetAttribute");
       settings_.blocks = AttendBlocks(settings_.blocks);
+      settings_.spare_blocks = kSpareBlocks;
     }
     Check(cudaStreamCreate(&stream_), "cudaStreamCreate");
     for (const std::string& name : settings_.pages) {

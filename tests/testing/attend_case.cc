@@ -231,12 +231,14 @@ absl::Status AttendCase::Plan() {
   layer.variant.replicated_tables = options_.replicated_tables;
   FQ_ASSIGN_OR_RETURN(kernel_, AttendKernel::Build(layer.variant, options_.cache_folder));
   int blocks = options_.blocks;
+  const int spare_blocks = blocks == 0 ? kSpareBlocks : 0;
   if (blocks == 0) {
     FQ_RETURN_IF_CUDA_ERROR(cudaDeviceGetAttribute(&blocks, cudaDevAttrMultiProcessorCount, 0));
     blocks = AttendBlocks(blocks);
   }
-  const AttendPlan plan = PlanAttend(
-      {blocks, options_.queries_per_kv_head, options_.set->head_size()}, layer.heads, planned);
+  const AttendPlan plan =
+      PlanAttend({blocks, options_.queries_per_kv_head, options_.set->head_size(), spare_blocks},
+                 layer.heads, planned);
   FQ_ASSIGN_OR_RETURN(AttendWorkspace workspace,
                       AttendWorkspace::Create(plan, options_.set->head_size()));
   tasks_ = plan.tasks;

@@ -56,10 +56,9 @@ TEST_F(AttendHeadsTest, Codes_HeadsOfOneProfile_ShareAnInstance) {
   EXPECT_TRUE(two.variant.bf16);
 }
 
-TEST_F(AttendHeadsTest, Costs_MoreBits_CostMore) {
+TEST_F(AttendHeadsTest, Costs_Refinements_CostMore) {
   const AttendLayer layer = DescribeLayer(*set_, {0, 0, 4, DType::kF16}, 0, true, nullptr);
   for (const AttendHead& head : layer.heads) EXPECT_GT(head.refined_cost, head.base_cost);
-  EXPECT_GT(layer.heads[1].base_cost, layer.heads[2].base_cost);
 }
 
 }  // namespace

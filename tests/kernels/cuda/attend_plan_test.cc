@@ -146,6 +146,23 @@ INSTANTIATE_TEST_SUITE_P(Cases, AttendPlanTest,
                                          Case{300, 3, {700, 65, 3000}},
                                          Case{132, 8, std::vector<int>(32, 8192)}));
 
+// Costs of eight profiles of 1.3 to 2.9 bits a value: spare blocks are for them, not for equals.
+TEST(AttendPlanBlocksTest, SpareBlocks_UsedWhereHeadsEndTogetherThen) {
+  const std::vector<AttendSequence> sequences = Sequences(std::vector<int>(64, 32768));
+  std::vector<AttendHead> heads = Heads(8);
+  for (AttendHead& head : heads) head.base_cost = 160;
+  EXPECT_EQ(PlanAttend({128, 8, 128, 4}, heads, sequences).blocks, 128);
+  const double costs[] = {155, 105, 197, 159, 108, 169, 172, 160};
+  for (int i = 0; i < 8; ++i) heads[i].base_cost = costs[i];
+  const AttendPlan plan = PlanAttend({128, 8, 128, 4}, heads, sequences);
+  EXPECT_GT(plan.blocks, 128);
+  std::map<const std::byte*, double> blocks;
+  for (const std::byte* record : plan.records) ++blocks[record];
+  for (int i = 0; i < 8; ++i) {
+    EXPECT_LE(costs[i] / blocks[heads[i].record], 1.03 * 1225 / plan.blocks) << i;
+  }
+}
+
 TEST(AttendPlanRunsTest, SinkAndExactRuns_PlainSlotsBehindCodedOnes) {
   AttendSequence sequence;
   sequence.runs = {{AttendRun::kSinkRecord, 0, 0, 16},
