@@ -326,12 +326,12 @@ class Scene {
   // A step of a token for each sequence, each at another position.
   void MakeRope(int tokens) {
     const Settings& settings = kind_.settings();
-    constexpr int kPositions = 131072, kBlockTokens = 16;
+    constexpr int kPositions = 8192, kBlockTokens = 16;
     const int row = settings.kv_heads * settings.head_size;
     std::vector<int64_t> places;
     for (int i = 0; i < tokens; ++i) places.push_back(int64_t{i} * kPositions / tokens);
     places_ = Value(DeviceBuffer::CopyOf(places.data(), places.size() * sizeof(int64_t)));
-    cos_sin_ = RandomQueries(size_t{kPositions} * settings.head_size);
+    cos_sin_ = Angles(kPositions, settings.head_size);
     new_rows_ = RandomQueries(2 * size_t(tokens) * row);
     kept_rows_ = Value(DeviceBuffer::Allocate(2 * 2 * size_t{kPositions} * row));
     rope_.tokens = tokens;
@@ -350,8 +350,20 @@ class Scene {
     rope_.block_stride = int64_t{kBlockTokens} * row;
     rope_.head_stride = settings.head_size;
   }
+  // [positions][d]: cosines, then sines.
+  static DeviceBuffer Angles(int positions, int head_size) {
+    std::vector<uint16_t> all(size_t(positions) * head_size);
+    for (size_t i = 0; i < all.size(); ++i) {
+      const int half = head_size / 2, c = static_cast<int>(i % head_size);
+      const double angle =
+          static_cast<double>(i / head_size) * std::exp2(-13.0 * (c % half) / half);
+      all[i] = FloatToHalf(static_cast<float>(c < half ? std::cos(angle) : std::sin(angle)));
+    }
+    return Value(DeviceBuffer::CopyOf(all.data(), 2 * all.size()));
+  }
   absl::Status Rotate(const AttendWorkspace& workspace) {
-    rope_.q = rope_.rotated_q = q_.as<void>();
+    rope_.q = q_.as<void>();
+    rope_.rotated_q = out_.as<void>();  // q itself stays what the other steps take
     return LaunchRope(kind_.kernel(), workspace, rope_, Scale(), stream_);
   }
   float Scale() const { return 1.0f / std::sqrt(static_cast<float>(kind_.settings().head_size)); }
