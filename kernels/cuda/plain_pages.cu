@@ -68,7 +68,7 @@ __global__ void __launch_bounds__(kThreads) EncodeExactPages(PlainParams p) {
   FQ_DYNAMIC_SHARED(memory);
   auto* shared = reinterpret_cast<PlainShared*>(memory);
   const PageJob job = p.jobs.jobs[blockIdx.x];
-  const PagedRows rows = p.rows.sets[job.rows];
+  const PagedRows& rows = p.rows.sets[job.rows];
   FillRowOffsets(rows, job, shared->offsets);
   __syncthreads();
   CopyExactRows<true>(p, rows, job, shared->offsets);
@@ -79,7 +79,7 @@ __global__ void __launch_bounds__(kThreads) DecodeExactPages(PlainParams p) {
   FQ_DYNAMIC_SHARED(memory);
   auto* shared = reinterpret_cast<PlainShared*>(memory);
   const PageJob job = p.jobs.jobs[blockIdx.x];
-  const PagedRows rows = p.rows.sets[job.rows];
+  const PagedRows& rows = p.rows.sets[job.rows];
   FillRowOffsets(rows, job, shared->offsets);
   if (!VerifyPages(p.jobs, job, ExactBytes(p), 0, shared->scratch)) return;
   __syncthreads();
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kThreads) EncodeUniversalPages(PlainParams p) 
   auto* shared = reinterpret_cast<PlainShared*>(memory);
   auto* x = reinterpret_cast<float*>(shared + 1);
   const PageJob job = p.jobs.jobs[blockIdx.x];
-  const PagedRows rows = p.rows.sets[job.rows];
+  const PagedRows& rows = p.rows.sets[job.rows];
   FillRowOffsets(rows, job, shared->offsets);
   __syncthreads();
   for (int i = 0; i < 2; ++i) {
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kThreads) DecodeUniversalPages(PlainParams p) 
   auto* shared = reinterpret_cast<PlainShared*>(memory);
   auto* x = reinterpret_cast<float*>(shared + 1);
   const PageJob job = p.jobs.jobs[blockIdx.x];
-  const PagedRows rows = p.rows.sets[job.rows];
+  const PagedRows& rows = p.rows.sets[job.rows];
   FillRowOffsets(rows, job, shared->offsets);
   if (!VerifyPages(p.jobs, job, UniversalBytes(p, job), 0, shared->scratch)) return;
   __syncthreads();
