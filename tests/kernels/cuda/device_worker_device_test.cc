@@ -1,4 +1,5 @@
-// Workers that die while their memory is mapped here (RELIABILITY.md G4). Runs on a GPU.
+// Workers that die while their memory is mapped here (RELIABILITY.md G4). Runs on a GPU, alone: it
+// counts the memory of the whole GPU.
 #include <cuda_runtime_api.h>
 
 #include <chrono>
