@@ -74,7 +74,7 @@ test-gpu: setup  ## on a machine with a GPU: conformance, workers killed, a node
 
 bench-gpu: setup  ## on a machine with a GPU: encode, decode, slabs, attention beside FP16, a node with workers; kept in tests/bench/results
 	cmake --preset release
-	cmake --build $(BUILD) --target flashquantd fqctl attend_bench device_bench pages_bench
+	cmake --build $(BUILD) --target flashquantd fqctl attend_bench device_bench pages_bench agreement_device_test
 	tests/bench/pages_bench.py
 	tests/bench/device_bench.py
 	tests/bench/attend_bench.py

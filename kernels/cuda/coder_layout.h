@@ -3,13 +3,15 @@
 // (coder_tables.cc). Pure functions.
 //
 // The transforms are FP16 in two terms: M = high + low, which leaves 2^-22 of an element. Powers of
-// two keep the elements in the range of FP16: channels are scaled before A, components after it.
+// two keep the elements in the range of FP16. Rows of FP16 meet A as they are; others are scaled by
+// a power of two first.
 #pragma once
 
 #include <cstddef>
 
 #include "kernels/base/host_device.h"
 #include "kernels/codec/page_layout.h"
+#include "kernels/cuda/nearest_tables.h"
 
 namespace fq {
 
@@ -30,10 +32,11 @@ struct CoderLayout {
   FQ_HD constexpr int Starts(int part) const { return Classes(2) + part * 2 * kMaxGroups; }
   // u32: bytes of the codes of K and V.
   FQ_HD constexpr int PageBytes(int part) const { return Starts(2) + 4 * part; }
-  FQ_HD constexpr int Mu() const { return PageBytes(4); }               // f32 [d], by channel
-  FQ_HD constexpr int ChannelScale() const { return Mu() + Vector(); }  // power of two before A
-  // u = ComponentScale * (A scaled) x + ComponentBias.
-  FQ_HD constexpr int ComponentScale() const { return ChannelScale() + Vector(); }
+  // f32 [2]: the power of two that rows which are not FP16 are multiplied with, and 1 / that.
+  FQ_HD constexpr int RowScale() const { return PageBytes(2); }
+  FQ_HD constexpr int Mu() const { return RowScale() + 8; }  // f32 [d], by channel
+  // u = ComponentScale * (A scaled) x + ComponentBias for FP16 rows x.
+  FQ_HD constexpr int ComponentScale() const { return Mu() + Vector(); }
   FQ_HD constexpr int ComponentBias() const { return ComponentScale() + Vector(); }
   FQ_HD constexpr int Sd() const { return ComponentBias() + Vector(); }
   // f32 [d], by component: what a decoded value is multiplied with so that FP16 holds every base
@@ -45,23 +48,20 @@ struct CoderLayout {
   FQ_HD constexpr int Tables(int part) const {
     return OutputScale() + Vector() + part * 4 * kPartWords;
   }
+  // SearchTables of a part.
+  FQ_HD constexpr int Search(int part) const {
+    return Tables(2) + part * static_cast<int>(sizeof(SearchTables));
+  }
   FQ_HD constexpr int FragmentBytes() const { return 2 * 2 * head_size * head_size; }
   // A in 16 x 16 tiles [d/16 components][d/16 channel steps][2 terms][32 lanes] of 16 bytes, whose
   // words lie as ForwardWord says.
-  FQ_HD constexpr int Forward() const { return Tables(2); }
+  FQ_HD constexpr int Forward() const { return Search(2); }
   // Ai in [d/32 channel blocks][d/16 component steps][2 terms][2][32 lanes] of 16 bytes: two of
   // four tiles. Column c of tile j is channel 8 (c / 2) + 2 j + c % 2 of its block, so that the
   // columns of a lane are 8 channels in a row.
   FQ_HD constexpr int Inverse() const { return Forward() + FragmentBytes(); }
   FQ_HD constexpr size_t Bytes() const { return Inverse() + FragmentBytes(); }
 };
-
-// Channel that column `column` (0..15) of step `step` of the forward matrix stands for. A lane
-// reads 8 channels at once: those of lane t in a block of 32 make its columns of two steps.
-FQ_HD constexpr int ForwardChannel(int step, int column) {
-  const int pair = column >> 3, t = (column & 7) >> 1, e = column & 1;
-  return 32 * (step >> 1) + 8 * t + 4 * (step & 1) + 2 * pair + e;
-}
 
 // Where word `r` of an A fragment lies in the 16 bytes of a lane. A matrix is the A operand of the
 // MMAs of V, and rows are that of K; what is the B operand has the words of a column side by side.

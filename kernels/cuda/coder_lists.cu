@@ -8,9 +8,9 @@ namespace fq {
 namespace {
 
 constexpr int kThreads = kTableEntries;  // cells of a block; an entry a thread
-constexpr int kClass4Blocks = GridOf(4).Cells() / kThreads;
-constexpr int kBlocks = kClass4Blocks + GridOf(2).Cells() / kThreads;  // of a part of a coder
-static_assert(GridOf(4).Cells() % kThreads == 0 && GridOf(2).Cells() % kThreads == 0);
+constexpr int BlocksFor(int bits) { return (GridOf(bits).Cells() + kThreads - 1) / kThreads; }
+constexpr int kClass4Blocks = BlocksFor(4);
+constexpr int kBlocks = kClass4Blocks + BlocksFor(2);  // of a part of a coder
 
 struct ListParams {
   const std::byte* coders;

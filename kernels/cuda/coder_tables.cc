@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "kernels/codec/chain_word.h"
 #include "kernels/codec/float_convert.h"
 #include "kernels/codec/quantise.h"
 #include "kernels/cuda/coder_lists.h"
@@ -17,6 +18,46 @@ namespace {
 double PowerOfTwo(double value) {
   if (value == 0) return 1;
   return std::exp2(std::clamp(std::floor(std::log2(std::fabs(value))), -40.0, 40.0));
+}
+
+// Of the forward matrix, to a factor of two: so that small elements have their second terms too.
+constexpr double kLargestElement = 8192;
+
+uint32_t HalfPair(float low, float high) {
+  return FloatToHalf(low) | static_cast<uint32_t>(FloatToHalf(high)) << 16;
+}
+
+// A value as two FP16; without the second one beyond their range.
+uint32_t HalfTerms(float value) {
+  const float high = HalfToFloat(FloatToHalf(std::min(value, kInputLimit)));
+  return HalfPair(high, value > kInputLimit ? 0.0f : value - high);
+}
+
+// The part of SearchTables that the MMAs of class 1 read.
+void FillOctetRows(SearchTables* tables) {
+  for (int entry = 0; entry < kTableEntries; ++entry) {
+    float square = 0.0f;
+    const int half = entry / 8 % 2;  // rows g, or g + 8 of a tile
+    auto* lanes = tables->octet_rows[entry / 16] + entry % 8 * 4;
+    for (int t = 0; t < 4; ++t) {
+      const uint32_t pair = tables->class1[entry][t];
+      for (int e : {0, 1}) square += std::pow(HalfToFloat(PairHalf(pair, e)), 2.0f);
+      lanes[t][half] = pair ^ 0x80008000u;
+      lanes[t][2 + half] = t == 1 ? HalfPair(1.0f, 1.0f) : 0;
+    }
+    lanes[0][2 + half] = HalfTerms(square / 2 + kDistanceOffset);
+  }
+}
+
+void FillSearchTables(const HeadCodec::Tables& words, SearchTables* tables) {
+  for (int entry = 0; entry < kTableEntries; ++entry) {
+    for (int e : {0, 1}) tables->class4[entry][e] = EntryValue(words.class4 + entry, 4, e);
+    tables->class2[entry] = words.class2[entry];
+    for (int t = 0; t < 4; ++t) {
+      tables->class1[entry][t] = ChainPair(words.class1[2 * entry + t / 2], t % 2);
+    }
+  }
+  FillOctetRows(tables);
 }
 
 // Fills the coder of one side of a (layer, head).
@@ -58,32 +99,36 @@ class CoderWriter {
     std::memcpy(at + 4 * TableWord(4), tables.class4, 4 * kTableEntries);
     std::memcpy(at + 4 * TableWord(2), tables.class2, 4 * kTableEntries);
     std::memcpy(at + 4 * TableWord(1), tables.class1, 8 * kTableEntries);
+    FillSearchTables(tables, reinterpret_cast<SearchTables*>(coder_ + layout_.Search(part)));
   }
 
   void WriteForward() {
-    std::vector<double> channel_scale(d_), component_scale(d_);
+    double largest_power = 0;
     for (int c = 0; c < d_; ++c) {
       double power = static_cast<double>(codec_.mu[c]) * codec_.mu[c];
       for (int i = 0; i < d_; ++i) power += std::pow(codec_.a_inv[c * d_ + i], 2);
-      channel_scale[c] = 1 / PowerOfTwo(std::sqrt(power));
-      Put<float>(layout_.ChannelScale() + 4 * c, channel_scale[c]);
+      largest_power = std::max(largest_power, power);
     }
+    const double row_scale = 1 / PowerOfTwo(std::sqrt(largest_power));
+    Put<float>(layout_.RowScale(), row_scale);
+    Put<float>(layout_.RowScale() + 4, 1 / row_scale);
+    std::vector<double> component_scale(d_);
     for (int i = 0; i < d_; ++i) {
       double largest = 0, bias = 0;
       for (int c = 0; c < d_; ++c) {
         const double a = codec_.a[i * d_ + c];
-        largest = std::max(largest, std::fabs(a / channel_scale[c]));
+        largest = std::max(largest, std::fabs(a));
         bias -= a * codec_.mu[c];
       }
-      component_scale[i] = PowerOfTwo(largest);
+      component_scale[i] = PowerOfTwo(largest) / kLargestElement;
       Put<float>(layout_.ComponentScale() + 4 * i, component_scale[i]);
       Put<float>(layout_.ComponentBias() + 4 * i, bias);
     }
     const int steps = layout_.Steps();
     for (int tile = 0; tile < steps * steps; ++tile) {
       WriteTile(layout_.Forward() + 1024 * tile, [&](int row, int column) {
-        const int i = 16 * (tile / steps) + row, c = ForwardChannel(tile % steps, column);
-        return codec_.a[i * d_ + c] / channel_scale[c] / component_scale[i];
+        const int i = 16 * (tile / steps) + row, c = 16 * (tile % steps) + column;
+        return codec_.a[i * d_ + c] / component_scale[i];
       });
     }
   }

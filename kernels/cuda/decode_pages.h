@@ -22,9 +22,11 @@ struct DecodeOptions {
 };
 
 // Queues the decoding of `jobs` on `stream` and returns; `rows` gets tokens [0, job.tokens) of each
-// page, and nothing else is written. `coders` is needed for kBase and may be null otherwise. The
-// pages, `jobs`, `rows` and the coders must live until the stream has done it. InvalidArgument for
-// a head size that does not exist; Internal with the name of the CUDA call that failed.
+// page, and nothing else is written. FP16 and BF16 rows go through FP16 products (rounding like
+// that of FP16 rows), FP32 rows through two terms of each. `coders` is needed for kBase and may be
+// null otherwise. The pages, `jobs`, `rows` and the coders must live until the stream has done it.
+// InvalidArgument for a head size that does not exist; Internal with the name of the CUDA call that
+// failed.
 absl::Status DecodePages(const DecodeOptions& options, const CoderTables* coders,
                          const PageJobs& jobs, const RowSets& rows, cudaStream_t stream);
 

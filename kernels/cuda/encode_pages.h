@@ -15,10 +15,11 @@ namespace fq {
 // stream has done it. InvalidArgument for a head size that does not exist; Internal with the name
 // of the CUDA call that failed.
 //
-// Codes are the CPU's except where two entries are within rounding of equally near: rows meet the
-// transform as FP16 scaled by a power of two per channel (exact for FP16 and BF16 rows; FP32 rows
-// lose what FP16 does not hold), and its sums have another order. A NaN counts as the FP16 nearest
-// to the mean, and rows end at 65504 times the channel's scale.
+// Codes are the CPU's except where two entries are nearly equally near: distances of the classes 2
+// and 1 are FP16 (2^-9 of them decides nothing), a candidate list may lack an entry that is nearest
+// in a corner of its cell, and the sums of the transform have another order. FP16 rows meet the
+// transform as they are, others as FP16 scaled by a power of two. A NaN counts as the FP16 nearest
+// to the mean, and rows end at 65504 (or what their scale leaves of it).
 absl::Status EncodePages(PageKind kind, int head_size, const CoderTables* coders,
                          const PageJobs& jobs, const RowSets& rows, cudaStream_t stream);
 

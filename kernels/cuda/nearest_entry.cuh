@@ -1,5 +1,6 @@
-// Nearest-entry search of the encoder for the classes 4 and 2: the same sums in the same order as
-// kernels/codec/nearest.h, and so the same entry for the same values.
+// Nearest-entry search of the encoder for the classes 4 and 2: the distance to every entry of a
+// candidate list. Class 4 counts in FP32, whose last byte gives way to the code; class 2 in FP16.
+// Entries whose distances differ by less (2^-15 and 2^-9 of them) may be taken for one another.
 #pragma once
 
 #include <cmath>
@@ -7,163 +8,147 @@
 
 #include "kernels/cuda/group_codes.cuh"
 #include "kernels/cuda/nearest_lists.cuh"
+#include "kernels/cuda/nearest_tables.h"
 
 namespace fq {
 
-// The tables of one side and part as the search reads them, in shared memory. A start is
-// -|entry|^2 / 2.
-struct SearchTables {
-  uint2 class4[kTableEntries], class2[kTableEntries];  // word of the entry, bits of the start
-  // Entries of class 1 as rows of MMAs, 16 entries each (nearest_octet.cuh).
-  uint2 octet_rows[kTableEntries / 16][32];
-  float4 octet_starts[kTableEntries / 16][8];
+// Values of a group as a lane searches for their entries.
+struct SearchValues {
+  float value[kLaneValues];
+  uint32_t half[kLaneValues / 2];  // pairs of FP16
+  bool far;                        // one is beyond the limit of the lists
 };
 
-// An entry, and its score for x = 0.
-template <int kValues>
-struct Entry {
-  float value[kValues];
-  float start;
-};
-
-// Of class 4 or 2 out of its word and start.
-template <int kBits>
-__device__ inline auto EntryOfWords(const uint2& words) {
-  static_assert(kBits == 4 || kBits == 2);
-  Entry<ValuesPerByte(kBits)> entry;
-  if constexpr (kBits == 4) {
-    WidenWord(words.x, entry.value);
-  } else {
-    WidenChain(words.x, entry.value);
-  }
-  entry.start = FloatFromBits(words.y);
-  return entry;
-}
-
-template <int kBits>
-__device__ inline auto EntryOf(const SearchTables& tables, int code) {
-  return EntryOfWords<kBits>(kBits == 4 ? tables.class4[code] : tables.class2[code]);
-}
-
-// Score of an entry: the higher, the nearer.
-template <int kValues>
-__device__ inline float ScoreOf(const Entry<kValues>& entry, const float* x) {
-  float score = entry.start;
+__device__ inline SearchValues SearchValuesOf(const float (&u)[kLaneValues]) {
+  SearchValues x;
+  uint32_t largest = 0;
 #pragma unroll
-  for (int i = 0; i < kValues; ++i) score = fmaf(x[i], entry.value[i], score);
-  return score;
+  for (int i = 0; i < kLaneValues / 2; ++i) {
+    x.value[2 * i] = u[2 * i];
+    x.value[2 * i + 1] = u[2 * i + 1];
+    x.half[i] = PackHalves(u[2 * i], u[2 * i + 1]);
+    largest = LargerHalves(largest, x.half[i]);
+  }
+  const float2 both = WidenHalves(largest);
+  x.far = !(fmaxf(both.x, both.y) < kListLimit);
+  return x;
 }
 
-// The best entry so far, by its code or address: ties go to the first that was looked at, NaN
-// scores to none.
-struct Best {
-  uint32_t where;
-  float score = -INFINITY;
-
-  __device__ void Look(uint32_t other, float other_score) {
-    if (other_score > score) {
-      score = other_score;
-      where = other;
-    }
+template <int kBits>
+__device__ inline void EntryOf(const SearchTables& tables, int code,
+                               float (&value)[ValuesPerByte(kBits)]) {
+  if constexpr (kBits == 4) {
+    value[0] = tables.class4[code][0];
+    value[1] = tables.class4[code][1];
+  } else if constexpr (kBits == 2) {
+    WidenChain(tables.class2[code], value);
+  } else {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) WidenWord(tables.class1[code][i], value + 2 * i);
   }
-};
+}
 
-// Looks at all entries for the values of lane `source`, by the whole warp. Entries are
-// entry_of(code).
-template <int kValues, typename EntryOf>
-__device__ inline int NearestOfAll(const EntryOf& entry_of, const float* x, int lane, int source) {
+// FP32 as integers of the same order.
+__device__ inline int32_t Ordered(float x) {
+  const auto bits = static_cast<int32_t>(FloatBits(x));
+  return bits ^ (bits >> 31 & 0x7FFFFFFF);
+}
+
+// Looks at all entries for the values of lane `source`, by the whole warp: the same sums in the
+// same order as kernels/codec/nearest.h, and so the same entry.
+template <int kBits>
+__device__ inline int NearestOfAll(const SearchTables& tables, const float* x, int lane,
+                                   int source) {
+  constexpr int kValues = ValuesPerByte(kBits);
   float own[kValues];
 #pragma unroll
   for (int i = 0; i < kValues; ++i) own[i] = FromLane(x[i], source);
-  Best best{static_cast<uint32_t>(lane)};
+  float best_score = -INFINITY;
+  int best = lane;
 #pragma unroll 1
   for (int code = lane; code < kTableEntries; code += 32) {
-    best.Look(static_cast<uint32_t>(code), ScoreOf(entry_of(code), own));
+    float value[kValues];
+    EntryOf<kBits>(tables, code, value);
+    float score = StartOf(value);
+#pragma unroll
+    for (int i = 0; i < kValues; ++i) score = fmaf(own[i], value[i], score);
+    if (score > best_score) {
+      best_score = score;
+      best = code;
+    }
   }
-  for (int mask = 16; mask > 0; mask >>= 1) {
-    const float score = FromLaneXor(best.score, mask);
-    const uint32_t code = FromLaneXor(best.where, mask);
-    if (score > best.score || (score == best.score && code < best.where)) best = {code, score};
-  }
-  return static_cast<int>(best.where);
+  const int32_t score = Ordered(best_score), highest = HighestOfWarp(score);
+  return -HighestOfWarp(score == highest ? -best : -kTableEntries);
 }
 
 // `code`, or what a look at all entries finds where `is_lost`; by the whole warp.
-template <int kValues, typename EntryOf>
-__device__ inline int FoundOrNearestOfAll(bool is_lost, int code, const EntryOf& entry_of,
+template <int kBits>
+__device__ inline int FoundOrNearestOfAll(const SearchTables& tables, bool is_lost, int code,
                                           const float* x, int lane) {
   for (uint32_t lost = Ballot(is_lost); lost != 0; lost &= lost - 1) {
     const int source = LowestBit(lost);
-    const int other = NearestOfAll<kValues>(entry_of, x, lane, source);
+    const int other = NearestOfAll<kBits>(tables, x, lane, source);
     if (lane == source) code = other;
   }
   return code;
 }
 
-// The list of one byte.
+// The list of one byte: two entries a value.
 template <int kBits>
 struct CandidateList {
   static constexpr int kWords = GridOf(kBits).bytes / 4;
   uint32_t words[kWords];
 };
 
-// The list of the cell of x; kNoList beyond the grid and without lists.
+// The list of the cell of x; kNoList without lists.
 template <int kBits>
 __device__ inline CandidateList<kBits> ListOf(const std::byte* lists, const float* x) {
-  constexpr ListGrid kGrid = GridOf(kBits);
-  float largest = 0.0f;
-#pragma unroll
-  for (int i = 0; i < kGrid.values; ++i) largest = fmaxf(largest, fabsf(x[i]));
   CandidateList<kBits> list = {};
   list.words[0] = kNoList;
-  if (lists == nullptr || !(largest < kListLimit)) return list;
-  const std::byte* from = lists + CellOf<kBits>(x) * kGrid.bytes;
+  if (lists == nullptr) return list;
+  const std::byte* from = lists + CellOf<kBits>(x) * GridOf(kBits).bytes;
   if constexpr (kBits == 4) {
+    list.words[0] = LoadConstant<uint32_t>(from);
+  } else {
     const uint2 two = LoadConstant<uint2>(from);
     list.words[0] = two.x;
     list.words[1] = two.y;
-  } else {
-    const uint4 four = LoadConstant<uint4>(from);
-    list.words[0] = four.x;
-    list.words[1] = four.y;
-    list.words[2] = four.z;
-    list.words[3] = four.w;
   }
   return list;
 }
 
-// Looks at the four entries of a word of a list; `table` is the shared address of its class.
+// Distance to entry `i` of the four of a word as an integer whose lowest byte is the code; `table`
+// is the shared address of the class, x the byte's first value or pair.
 template <int kBits>
-__device__ inline void LookAtFour(uint32_t table, uint32_t word, const float* x, Best* best) {
-  uint32_t at[4];
-  uint2 words[4];
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    at[i] = DotBytes(word, static_cast<uint32_t>(sizeof(uint2)) << (8 * i), table);
-    words[i] = LoadShared(at[i]);
+__device__ inline uint32_t DistanceTo(uint32_t table, uint32_t word, int i, const float* value,
+                                      const uint32_t* half) {
+  if constexpr (kBits == 4) {
+    const float2 entry = LoadSharedPair(DotBytes(word, 8u << (8 * i), table));
+    const float a = value[0] - entry.x, b = value[1] - entry.y;
+    return PickBytes(FloatBits(fmaf(a, a, b * b)), word, 0x3214u + static_cast<uint32_t>(i));
+  } else {
+    const uint32_t chain = LoadSharedWord(DotBytes(word, 4u << (8 * i), table));
+    const uint32_t entry[2] = {chain, ChainPair(chain, 1)};
+    return PickBytes(HalfDistance<2>(half, entry), word,
+                     0x1044u + 0x11u * static_cast<uint32_t>(i));
   }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) best->Look(at[i], ScoreOf(EntryOfWords<kBits>(words[i]), x));
 }
 
-// The nearest of the candidates; entry 0 without a list.
+// Code of the nearest of the candidates of byte `b` of the lane.
 template <int kBits>
-__device__ inline int NearestOfList(const SearchTables& tables, CandidateList<kBits> list,
-                                    const float* x) {
-  constexpr int kWords = CandidateList<kBits>::kWords;
-  const uint32_t table = SharedAddress(kBits == 4 ? tables.class4 : tables.class2);
-  Best best{table};
-  const uint32_t behind = list.words[kWords - 1] >> 24;
-  // A list is at its end where the next word begins with the entry that this one ends with.
-  for (bool more = list.words[0] != kNoList; more;) {
-    const uint32_t word = list.words[0];
-    LookAtFour<kBits>(table, word, x, &best);
+__device__ inline uint32_t NearestOfList(const SearchTables& tables,
+                                         const CandidateList<kBits>& list, const SearchValues& x,
+                                         int b) {
+  constexpr int kValues = ValuesPerByte(kBits);
+  const uint32_t table = kBits == 4 ? SharedAddress(tables.class4) : SharedAddress(tables.class2);
+  uint32_t best = ~0u;
 #pragma unroll
-    for (int i = 0; i + 1 < kWords; ++i) list.words[i] = list.words[i + 1];
-    list.words[kWords - 1] = behind;
-    more = (((word >> 24) ^ list.words[0]) & 255u) != 0;
+  for (int i = 0; i < GridOf(kBits).bytes; ++i) {
+    const uint32_t distance = DistanceTo<kBits>(table, list.words[i / 4], i % 4,
+                                                x.value + kValues * b, x.half + kValues / 2 * b);
+    best = distance < best ? distance : best;
   }
-  return static_cast<int>((best.where - table) / sizeof(uint2));
+  return best & 255u;
 }
 
 }  // namespace fq

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <memory>
 #include <string>
@@ -19,6 +20,7 @@
 #include "tests/testing/page_buffer.h"
 #include "tests/testing/random.h"
 #include "tests/testing/reference_codec.h"
+#include "tests/testing/row_tolerance.h"
 
 namespace fq::conformance {
 
@@ -153,11 +155,10 @@ class BackendSuite : public testing::TestWithParam<BackendParam> {
     return page;
   }
 
-  // Half a unit in the last place of the element type, plus FP32 sums of up to 256 terms.
   double Tolerance(DType dtype, double value) const {
     if (coding() == Coding::kExact) return 0;
-    const double ulp = dtype == DType::kF16 ? 0x1p-11 : dtype == DType::kBF16 ? 0x1p-8 : 0x1p-24;
-    return std::fabs(value) * ulp + 3e-5;
+    const bool coded = coding() == Coding::kCompact || coding() == Coding::kNearLossless;
+    return RowTolerance(dtype, value, 0.5, coded && std::strcmp(backend().name(), "cuda") == 0);
   }
 
   void ExpectMatches(DType dtype, const std::vector<double>& rows, int tokens,

@@ -12,6 +12,7 @@
 #include "kernels/slab_header.h"
 #include "tests/testing/codec_set_builder.h"
 #include "tests/testing/device_world.h"
+#include "tests/testing/row_tolerance.h"
 
 namespace fq {
 namespace {
@@ -283,14 +284,12 @@ class DeviceCodingTest : public testing::TestWithParam<SlabShape> {
   void ExpectNear(const Cache& cache, const std::vector<std::byte>& found,
                   const std::vector<std::byte>& expected, const std::vector<std::byte>& ignored) {
     const int bytes = ElementBytes(cache.shape.dtype);
-    const double ulp = cache.shape.dtype == DType::kF16    ? 0x1p-10
-                       : cache.shape.dtype == DType::kBF16 ? 0x1p-7
-                                                           : 0x1p-23;
     for (size_t i = 0; i < expected.size(); i += bytes) {
       if (ignored[i] != std::byte{0}) continue;
       if (std::equal(&found[i], &found[i] + bytes, &expected[i])) continue;
       const double was = LoadElement(cache.shape.dtype, &expected[i]);
-      ASSERT_NEAR(LoadElement(cache.shape.dtype, &found[i]), was, std::fabs(was) * ulp + 6e-5)
+      ASSERT_NEAR(LoadElement(cache.shape.dtype, &found[i]), was,
+                  RowTolerance(cache.shape.dtype, was, 1, true))
           << "byte " << i;
     }
   }

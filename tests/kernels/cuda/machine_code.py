@@ -36,12 +36,15 @@ class Limit:
 
 
 LIMITS = {
-    "EncodeBasePages": Limit(4, 128, 6400, 40),
+    # A pointer on sm_100 and sm_120, once a page.
+    "EncodeBasePages": Limit(4, 128, 5200, 40, local=4),
     "SumBasePages": Limit(4, 48, 1200, 0),
-    "DecodeBasePages.*DomainE0": Limit(4, 128, 6400, 80),
-    "DecodeBasePages.*DomainE1": Limit(4, 72, 4900, 0),
+    "DecodeBasePages.*Li0EE": Limit(4, 72, 4900, 0),
+    "DecodeBasePages.*Li1EE": Limit(4, 128, 5600, 16),
+    "DecodeBasePages.*Li2EE": Limit(4, 128, 6400, 48),
     "VerifyPagesOfBase": Limit(1, 48, 900, 0),
-    "MakeCoderLists": Limit(1, 64, 1600, 0),
+    # The candidates of a cell lie in local memory.
+    "MakeCoderLists": Limit(1, 64, 3000, 0, local=500),
     "EncodeExactPages": Limit(1, 48, 1200, 0),
     "DecodeExactPages": Limit(1, 48, 1200, 0),
     "EncodeUniversalPages": Limit(1, 64, 5000, 0),

@@ -4,6 +4,7 @@
 // gives on a GPU, by the same names. Not thread-safe.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -81,12 +82,20 @@ T LoadConstant(const void* from) {
   return *static_cast<const T*>(from);
 }
 
+inline void FinishCopies() {}
+
 inline uint32_t SharedAddress(const void* shared) {
   return static_cast<uint32_t>(static_cast<const unsigned char*>(shared) -
                                emulation::SharedMemory());
 }
-inline uint2 LoadShared(uint32_t address) {
-  return *reinterpret_cast<const uint2*>(emulation::SharedMemory() + address);
+inline void BeginCopy(const void* from, uint32_t to) {
+  *reinterpret_cast<uint4*>(emulation::SharedMemory() + to) = LoadConstant<uint4>(from);
+}
+inline uint32_t LoadSharedWord(uint32_t address) {
+  return *reinterpret_cast<const uint32_t*>(emulation::SharedMemory() + address);
+}
+inline float2 LoadSharedPair(uint32_t address) {
+  return *reinterpret_cast<const float2*>(emulation::SharedMemory() + address);
 }
 
 inline uint32_t DotBytes(uint32_t a, uint32_t b, uint32_t add) {
@@ -125,6 +134,15 @@ inline uint32_t Ballot(bool value) {
   return bits;
 }
 
+inline int32_t HighestOfWarp(int32_t value) {
+  const std::byte* slots = emulation::Exchange(&value, sizeof(value));
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto other = FromLane<int32_t>(slots, lane);
+    if (other > value) value = other;
+  }
+  return value;
+}
+
 inline int LowestBit(uint32_t bits) { return __builtin_ctz(bits); }
 
 inline int FetchAdd(int* number, int value) {
@@ -154,11 +172,68 @@ inline uint32_t Transpose(uint32_t pair) {
   return element(2 * t) | element(2 * t + 1) << 16;
 }
 
+inline uint4 LoadTile(const std::byte* row) {
+  const std::byte* slots = emulation::Exchange(&row, sizeof(row));
+  const int g = static_cast<int>(threadIdx.x & 31u) / 4, t = static_cast<int>(threadIdx.x & 3u);
+  const auto word = [&](int part) {
+    return *reinterpret_cast<const uint32_t*>(FromLane<const std::byte*>(slots, 8 * part + g) +
+                                              4 * t);
+  };
+  return make_uint4(word(0), word(1), word(2), word(3));
+}
+
 void MultiplyAdd(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1);
 
-inline void MultiplyHalf(float (&d)[4], const float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
-  std::memcpy(d, c, sizeof(d));
-  MultiplyAdd(d, make_uint4(a0, a1, 0, 0), b, 0);
+inline void MultiplyToHalves(uint32_t (&d)[2], const uint4& a, uint32_t b0, uint32_t b1) {
+  float product[4] = {};
+  MultiplyAdd(product, a, b0, b1);
+  d[0] = PackHalves(product[0], product[1]);
+  d[1] = PackHalves(product[2], product[3]);
+}
+
+// Calls f(low halves of a and b), then with the high ones, and packs what it returns.
+template <typename F>
+uint32_t EachHalf(uint32_t a, uint32_t b, const F& f) {
+  const float2 x = WidenHalves(a), y = WidenHalves(b);
+  return PackHalves(f(x.x, y.x), f(x.y, y.y));
+}
+
+inline uint32_t LowerHalves(uint32_t a, uint32_t b, uint32_t c) {
+  const auto lowest = [&](int shift) {
+    uint32_t found = a >> shift & 0xFFFFu;
+    for (uint32_t other : {b, c}) {
+      if ((other >> shift & 0xFFFFu) < found) found = other >> shift & 0xFFFFu;
+    }
+    return found << shift;
+  };
+  return lowest(0) | lowest(16);
+}
+
+inline uint32_t AddNothing(uint32_t sum, uint32_t pair) {
+  return EachHalf(sum, pair, [](float p, float q) { return fmaf(q, 0.0f, p); });
+}
+
+inline uint32_t LargerHalves(uint32_t a, uint32_t b) {
+  return EachHalf(a & 0x7FFF7FFFu, b & 0x7FFF7FFFu, [](float x, float y) { return x < y ? y : x; });
+}
+
+template <int kPairs>
+uint32_t HalfDistance(const uint32_t* a, const uint32_t* b) {
+  uint32_t sum = 0;
+  for (int i = 0; i < kPairs; ++i) {
+    const uint32_t x = EachHalf(a[i], b[i], [](float p, float q) { return p - q; });
+    sum = EachHalf(x, sum, [](float p, float q) { return fmaf(p, p, q); });
+  }
+  return EachHalf(sum, sum >> 16 | sum << 16, [](float p, float q) { return p + q; });
+}
+
+inline uint32_t PickBytes(uint32_t low, uint32_t high, uint32_t which) {
+  uint32_t picked = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t digit = which >> (4 * i) & 7u;
+    picked |= ((digit < 4 ? low : high) >> (8 * (digit & 3u)) & 255u) << (8 * i);
+  }
+  return picked;
 }
 
 }  // namespace fq
