@@ -17,7 +17,7 @@ from flashquant.codec_set import HEAD_SIZES, CodecSet, read_codec_set, write_cod
 from flashquant.models import ARCHITECTURES, Model, load_model
 from flashquant.models.text import Document, read_documents, spread_sequences
 
-CREATED_BY = "flashquant calibrate 3"
+CREATED_BY = "flashquant calibrate 2"
 SEQUENCES = ((8192, 4), (4096, 6), (1024, 20))
 LEAST_TOKENS = 512
 
@@ -139,16 +139,15 @@ def _sequences(args: argparse.Namespace) -> list[Sequence]:
 
 def _statistics(args: argparse.Namespace, model: Model) -> Statistics:
     sequences = _sequences(args)
-    digest = hashlib.sha256(
-        f"{CREATED_BY} {model.name} {args.seed} {args.device}".encode())
+    digest = hashlib.sha256(f"{model.name} {args.seed} {args.device}".encode())
     for sequence in sequences:
         digest.update(f"{sequence.blocks} {sequence.ids.tolist()}".encode())
     statistics = Statistics(plan=digest.hexdigest())
     if args.statistics and args.statistics.exists():
         statistics = Statistics.load(args.statistics)
         if statistics.plan != digest.hexdigest():
-            raise ValueError(f"{args.statistics}: measured with another model, text, seed, device, "
-                             f"--sequences or release: found plan {statistics.plan[:8]}, expected "
+            raise ValueError(f"{args.statistics}: measured with another model, text, seed, device "
+                             f"or --sequences: found plan {statistics.plan[:8]}, expected "
                              f"{digest.hexdigest()[:8]}; name another file")
         _say(f"statistics of {statistics.done} sequences from {args.statistics}")
     measure(model, sequences, statistics, args.seed, _say, args.statistics)

@@ -9,9 +9,8 @@ from torch import Tensor
 from flashquant.models import Model, Rows, Window
 
 HEAD_CHUNK = 256
-FIRST_SCORED = 256
+FIRST_LABEL = 256
 MEMORY_BYTES = 1 << 30
-INT64_RANGE = (-(1 << 63), (1 << 63) - 1)
 
 
 class LayerInputs:
@@ -46,31 +45,26 @@ class LayerInputs:
         return found
 
 
-def draw_cotangents(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """Random c [N, vocabulary] of mean 0 with E[c c^T] = diag(p) - p p^T for each row p of
-    `probabilities`: the true Fisher matrix of logits (Kunstner et al. 2019).
-
-    c = sum over labels y of +-sqrt(p_y) (e_y - p). A drawn label has the same moments, but is a
-    lottery: a rare one weighs as much as thousands of likely ones. Signs take all labels each time.
-    """
-    count, labels = probabilities.shape
-    # Words of eight bytes, of each byte the sign: an eighth of the numbers to draw.
-    words = torch.randint(*INT64_RANGE, (count, -(-labels // 8)), generator=generator,
-                          device=probabilities.device)
-    roots = probabilities.sqrt().copysign_(words.view(torch.int8)[:, :labels])
-    return roots.addcmul_(probabilities, roots.sum(-1, keepdim=True), value=-1)
+def draw_labels(probabilities: Tensor, generator: torch.Generator) -> Tensor:
+    """One index [N] for each row of `probabilities` [N, vocabulary], by inversion: one random
+    number a row, while torch.multinomial draws one for each entry."""
+    total = probabilities.cumsum(-1)
+    shape = (len(total), 1)
+    place = torch.rand(shape, generator=generator, device=total.device) * total[:, -1:]
+    return torch.searchsorted(total, place, right=True)[:, 0].clamp_max(total.shape[1] - 1)
 
 
-def _logit_gradient(model: Model, hidden: Tensor, first: int,
+def _label_gradient(model: Model, hidden: Tensor, first: int,
                     generator: torch.Generator) -> Tensor:
-    """d / d hidden [T, D] of logits along random cotangents, at positions >= first."""
+    """d NLL / d hidden [T, D] for labels drawn from the model itself, at positions >= first."""
     gradient = torch.zeros_like(hidden)
     weight = model.head_weight()
     for begin in range(first, len(hidden), HEAD_CHUNK):
         part = hidden[begin:begin + HEAD_CHUNK].to(weight.dtype)
         probabilities = (part @ weight.T).float().softmax(-1)
-        cotangents = draw_cotangents(probabilities, generator)
-        gradient[begin:begin + HEAD_CHUNK] = (cotangents.to(weight.dtype) @ weight).float()
+        labels = draw_labels(probabilities, generator)
+        probabilities[torch.arange(len(part), device=part.device), labels] -= 1.0
+        gradient[begin:begin + HEAD_CHUNK] = (probabilities.to(weight.dtype) @ weight).float()
     return gradient
 
 
@@ -95,8 +89,8 @@ def _far_gradients(model: Model, index: int, x: Tensor, gradient: Tensor,
 def fisher_of(model: Model, ids: Tensor, window: Window, seed: int, observe: Rows) -> Tensor:
     """E[g g^T] over far rows of one sequence [T], [L,2,G,d,d]; `observe` sees the rows on the way.
 
-    True Fisher, one sample per position (`draw_cotangents`). Layers are run again one by one
-    backwards, so only their inputs are kept.
+    True Fisher (labels from the model: Kunstner et al. 2019), one sample per position. Layers are
+    run again one by one backwards, so only their inputs are kept.
     """
     inputs, x = LayerInputs(), model.embed(ids)
     for index in range(model.layers):
@@ -106,8 +100,7 @@ def fisher_of(model: Model, ids: Tensor, window: Window, seed: int, observe: Row
         last = x.detach().requires_grad_()
         hidden = model.final_norm(last)
     generator = torch.Generator(x.device).manual_seed(seed)
-    begin = min(FIRST_SCORED, len(ids) // 2)
-    gradient = _logit_gradient(model, hidden.detach(), begin, generator)
+    gradient = _label_gradient(model, hidden.detach(), min(FIRST_LABEL, len(ids) // 2), generator)
     (gradient,) = torch.autograd.grad(hidden, last, gradient)
     fisher = torch.zeros(model.layers, 2, model.kv_heads, model.head_size, model.head_size)
     stop = len(ids) - window.recent - window.chunk
