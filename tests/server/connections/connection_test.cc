@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <optional>
+#include <string>
 
 #include "tests/server/connections/socket_pair.h"
 #include "tests/testing/running_node.h"
@@ -38,9 +40,10 @@ class ConnectionTest : public testing::Test {
     Peer peer;
     peer.transport = transport;
     peer.address = "somewhere";
-    return std::make_unique<Connection>(&context_, "test.1", std::move(sockets_.first), peer);
+    return std::make_unique<Connection>(&context_, name_, std::move(sockets_.first), peer);
   }
 
+  const std::string name_ = "test." + std::to_string(getpid());  // tests run side by side
   ConnectedPeers peers_;
   RequestRoom room_{1 << 20};
   ConnectionContext context_;
@@ -57,8 +60,8 @@ TEST_F(ConnectionTest, Grpc_SeesTheNameUnderWhichThePeerIsKnown) {
   socklen_t bytes = sizeof(address);
   ASSERT_EQ(getpeername(grpcs_->get(), reinterpret_cast<sockaddr*>(&address), &bytes), 0);
   EXPECT_EQ(std::string(address.sun_path, bytes - offsetof(sockaddr_un, sun_path)),
-            std::string("\0test.1", 7));
-  const auto peer = peers_.Find("unix-abstract:test.1");
+            std::string(1, '\0') + name_);
+  const auto peer = peers_.Find("unix-abstract:" + name_);
   ASSERT_NE(peer, nullptr);
   EXPECT_EQ(peer->address, "somewhere");
   SendAll(sockets_.second, kHello + kCall);
