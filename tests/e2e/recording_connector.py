@@ -37,7 +37,7 @@ class RecordingConnector(FlashQuantConnector):
         return sent, received
 
     def _record(self, job: LoadJob) -> None:
-        view = self._worker._access.view
+        view = self._worker.access.view
         ids = view.chunk_ids(job.block_ids)
         words = torch.empty(view.layers, len(ids), view.words, dtype=torch.int64)
         view.gather(ids, words)
