@@ -277,6 +277,12 @@ def test_held_request_is_named_once_when_its_saves_have_ended(make, node):
     assert worker.core.take_saved() == set()
 
 
+def test_requests_whose_saves_have_ended_leave_nothing_behind(make):
+    worker = make()
+    worker.save(worker.chain(4, "ended"), 0, 4, list(range(16)), "a")  # finishes without a hold
+    wait_until(lambda: not worker.core._saver._running)
+
+
 def test_preempted_request_is_waited_for(make, node):
     worker = make()
     chain = worker.chain(4, "preempted")

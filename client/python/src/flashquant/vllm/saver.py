@@ -38,7 +38,7 @@ class Saver:
         self._queue: queue.SimpleQueue[Staged | None] = queue.SimpleQueue()
         self._gaps: set[str] = set()  # requests with a dropped save: later blocks are useless
         self._state = threading.Condition()  # guards the next two
-        self._running: collections.Counter[str] = collections.Counter()  # stores by request
+        self._running: collections.Counter[str] = collections.Counter()  # saves by request, if any
         self._held: set[str] = set()  # finished requests whose blocks are kept for us
         self._thread = threading.Thread(target=self._send_all, name="fq-save", daemon=True)
         self._thread.start()
@@ -81,8 +81,6 @@ class Saver:
         with self._state:
             ended = {request_id for request_id in self._held if not self._running[request_id]}
             self._held -= ended
-            for request_id in ended:
-                del self._running[request_id]
             return ended
 
     def wait(self, request_ids: Iterable[str], timeout_s: float) -> None:
@@ -109,9 +107,14 @@ class Saver:
             except Exception:
                 log.exception("FlashQuant: a save failed")
             finally:
-                with self._state:
-                    self._running[staged.job.request_id] -= 1
-                    self._state.notify_all()
+                self._ended(staged.job.request_id)
+
+    def _ended(self, request_id: str) -> None:
+        with self._state:
+            self._running[request_id] -= 1
+            if not self._running[request_id]:  # a counter keeps zeros
+                del self._running[request_id]
+            self._state.notify_all()
 
     def _send(self, staged: Staged) -> None:
         transport, hold = staged.transport, staged.hold
