@@ -76,18 +76,15 @@ struct Driver {
 
 absl::StatusOr<Driver> LookUpDriver() {
   Driver driver{};
-#define FQ_LOOK_UP(field, name, version) \
-  FQ_ASSIGN_OR_RETURN(driver.field, DriverFunction<decltype(name)>(#name, version))
-  FQ_LOOK_UP(import, cuMemImportFromShareableHandle, 10020);
-  FQ_LOOK_UP(properties, cuMemGetAllocationPropertiesFromHandle, 10020);
-  FQ_LOOK_UP(granularity, cuMemGetAllocationGranularity, 10020);
-  FQ_LOOK_UP(release, cuMemRelease, 10020);
-  FQ_LOOK_UP(reserve, cuMemAddressReserve, 10020);
-  FQ_LOOK_UP(unreserve, cuMemAddressFree, 10020);
-  FQ_LOOK_UP(map, cuMemMap, 10020);
-  FQ_LOOK_UP(unmap, cuMemUnmap, 10020);
-  FQ_LOOK_UP(set_access, cuMemSetAccess, 10020);
-#undef FQ_LOOK_UP
+  FQ_LOOK_UP(driver.import, cuMemImportFromShareableHandle, 10020);
+  FQ_LOOK_UP(driver.properties, cuMemGetAllocationPropertiesFromHandle, 10020);
+  FQ_LOOK_UP(driver.granularity, cuMemGetAllocationGranularity, 10020);
+  FQ_LOOK_UP(driver.release, cuMemRelease, 10020);
+  FQ_LOOK_UP(driver.reserve, cuMemAddressReserve, 10020);
+  FQ_LOOK_UP(driver.unreserve, cuMemAddressFree, 10020);
+  FQ_LOOK_UP(driver.map, cuMemMap, 10020);
+  FQ_LOOK_UP(driver.unmap, cuMemUnmap, 10020);
+  FQ_LOOK_UP(driver.set_access, cuMemSetAccess, 10020);
   return driver;
 }
 

@@ -22,16 +22,13 @@ struct Driver {
 
 absl::StatusOr<Driver> LookUpDriver() {
   Driver driver{};
-#define FQ_LOOK_UP(field, name, version) \
-  FQ_ASSIGN_OR_RETURN(driver.field, DriverFunction<decltype(name)>(#name, version))
-  FQ_LOOK_UP(device, cuDeviceGet, 2000);
-  FQ_LOOK_UP(resource, cuDeviceGetDevResource, 12040);
-  FQ_LOOK_UP(split, cuDevSmResourceSplitByCount, 12040);
-  FQ_LOOK_UP(describe, cuDevResourceGenerateDesc, 12040);
-  FQ_LOOK_UP(create, cuGreenCtxCreate, 12040);
-  FQ_LOOK_UP(destroy, cuGreenCtxDestroy, 12040);
-  FQ_LOOK_UP(stream, cuGreenCtxStreamCreate, 12050);
-#undef FQ_LOOK_UP
+  FQ_LOOK_UP(driver.device, cuDeviceGet, 2000);
+  FQ_LOOK_UP(driver.resource, cuDeviceGetDevResource, 12040);
+  FQ_LOOK_UP(driver.split, cuDevSmResourceSplitByCount, 12040);
+  FQ_LOOK_UP(driver.describe, cuDevResourceGenerateDesc, 12040);
+  FQ_LOOK_UP(driver.create, cuGreenCtxCreate, 12040);
+  FQ_LOOK_UP(driver.destroy, cuGreenCtxDestroy, 12040);
+  FQ_LOOK_UP(driver.stream, cuGreenCtxStreamCreate, 12050);
   return driver;
 }
 

@@ -9,6 +9,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "kernels/base/status_macros.h"
 
 namespace fq {
 
@@ -29,6 +30,12 @@ absl::StatusOr<Function*> DriverFunction(const std::string& name, unsigned versi
                                   std::to_string(version / 1000) + "." +
                                   std::to_string(version % 1000 / 10) + ")");
 }
+
+// In a function that returns a Status or StatusOr: `field` becomes the driver's function `name`, or
+// the caller gets the error. `name` as in <cuda.h>, whose macros say what it is called in
+// `version`.
+#define FQ_LOOK_UP(field, name, version) \
+  FQ_ASSIGN_OR_RETURN(field, ::fq::DriverFunction<decltype(name)>(#name, version))
 
 // OK, ResourceExhausted without memory, otherwise Internal; `what` names the call.
 inline absl::Status DriverStatus(CUresult result, const std::string& what) {

@@ -32,18 +32,15 @@ struct Driver {
 
 absl::StatusOr<Driver> LookUpDriver() {
   Driver driver{};
-#define FQ_LOOK_UP(field, name) \
-  FQ_ASSIGN_OR_RETURN(driver.field, DriverFunction<decltype(name)>(#name, 10020))
-  FQ_LOOK_UP(granularity, cuMemGetAllocationGranularity);
-  FQ_LOOK_UP(create, cuMemCreate);
-  FQ_LOOK_UP(release, cuMemRelease);
-  FQ_LOOK_UP(reserve, cuMemAddressReserve);
-  FQ_LOOK_UP(unreserve, cuMemAddressFree);
-  FQ_LOOK_UP(map, cuMemMap);
-  FQ_LOOK_UP(unmap, cuMemUnmap);
-  FQ_LOOK_UP(set_access, cuMemSetAccess);
-  FQ_LOOK_UP(share, cuMemExportToShareableHandle);
-#undef FQ_LOOK_UP
+  FQ_LOOK_UP(driver.granularity, cuMemGetAllocationGranularity, 10020);
+  FQ_LOOK_UP(driver.create, cuMemCreate, 10020);
+  FQ_LOOK_UP(driver.release, cuMemRelease, 10020);
+  FQ_LOOK_UP(driver.reserve, cuMemAddressReserve, 10020);
+  FQ_LOOK_UP(driver.unreserve, cuMemAddressFree, 10020);
+  FQ_LOOK_UP(driver.map, cuMemMap, 10020);
+  FQ_LOOK_UP(driver.unmap, cuMemUnmap, 10020);
+  FQ_LOOK_UP(driver.set_access, cuMemSetAccess, 10020);
+  FQ_LOOK_UP(driver.share, cuMemExportToShareableHandle, 10020);
   return driver;
 }
 
