@@ -14,6 +14,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/base/bad_field.h"
 #include "kernels/base/status_macros.h"
 #include "server/socket_file.h"
 
@@ -103,22 +104,19 @@ absl::StatusOr<Request> Parse(const Packet& packet) {
 }
 
 absl::Status CheckRequest(const Request& request, size_t descriptors) {
-  auto bad = [](absl::string_view field, uint64_t value, absl::string_view rule) {
-    return absl::InvalidArgumentError(absl::StrCat(field, " = ", value, ": ", rule));
-  };
   if (request.operation != kRegister && request.operation != kUnregister) {
-    return bad("operation", request.operation,
-               "must be 1 (register), 2 (unregister) or 3 (register device memory)");
+    return BadField("operation", request.operation,
+                    "must be 1 (register), 2 (unregister) or 3 (register device memory)");
   }
   const bool registers = request.operation == kRegister;
   if (descriptors != (registers ? 1u : 0u)) {
-    return bad("descriptors", descriptors, registers ? "must be 1 to register" : "must be 0");
+    return BadField("descriptors", descriptors, registers ? "must be 1 to register" : "must be 0");
   }
   if (registers && request.segment_id != 0) {
-    return bad("segment id", request.segment_id, "must be 0 to register");
+    return BadField("segment id", request.segment_id, "must be 0 to register");
   }
   if (!registers && request.segment_bytes != 0) {
-    return bad("bytes", request.segment_bytes, "must be 0 to unregister");
+    return BadField("bytes", request.segment_bytes, "must be 0 to unregister");
   }
   return absl::OkStatus();
 }

@@ -8,6 +8,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/base/bad_field.h"
 #include "kernels/base/status_macros.h"
 
 namespace fq {
@@ -16,10 +17,6 @@ namespace {
 constexpr size_t kHeadBytes = 128, kAllocationBytes = 72, kLayerBytes = 16;
 constexpr uint64_t kLayerAlignment = 16;
 constexpr uint32_t kHasEvent = 1;
-
-absl::Status Bad(absl::string_view field, uint64_t value, absl::string_view rule) {
-  return absl::InvalidArgumentError(absl::StrCat(field, " = ", value, ": ", rule));
-}
 
 // Reads fields one after the other; the packet's length has been checked.
 class Reader {
@@ -49,15 +46,16 @@ static_assert(sizeof(Head) == kHeadBytes - 16);
 absl::Status CheckHead(const Head& head) {
   if (head.share_kind != static_cast<uint32_t>(ShareKind::kIpcHandle) &&
       head.share_kind != static_cast<uint32_t>(ShareKind::kFileDescriptor)) {
-    return Bad("share kind", head.share_kind, "must be 1 (IPC handle) or 2 (file descriptor)");
+    return BadField("share kind", head.share_kind, "must be 1 (IPC handle) or 2 (file descriptor)");
   }
   if (head.allocations < 1 || head.allocations > kMaxSharedAllocations) {
-    return Bad("allocations", head.allocations, absl::StrCat("must be 1..", kMaxSharedAllocations));
+    return BadField("allocations", head.allocations,
+                    absl::StrCat("must be 1..", kMaxSharedAllocations));
   }
   if (head.layers < 1 || head.layers > kMaxSharedLayers) {
-    return Bad("layers", head.layers, absl::StrCat("must be 1..", kMaxSharedLayers));
+    return BadField("layers", head.layers, absl::StrCat("must be 1..", kMaxSharedLayers));
   }
-  if (head.flags > kHasEvent) return Bad("flags", head.flags, "must be 0 or 1");
+  if (head.flags > kHasEvent) return BadField("flags", head.flags, "must be 0 or 1");
   if (std::any_of(std::begin(head.zeros), std::end(head.zeros), [](uint32_t z) { return z; })) {
     return absl::InvalidArgumentError("bytes 20..31: must be 0");
   }
@@ -68,16 +66,16 @@ absl::Status CheckLayer(size_t index, const DeviceRegistration::Layer& layer,
                         absl::Span<const SharedAllocation> allocations) {
   const std::string name = absl::StrCat("layers[", index, "]");
   if (layer.allocation >= allocations.size()) {
-    return Bad(absl::StrCat(name, ".allocation"), layer.allocation,
-               absl::StrCat("must be below ", allocations.size()));
+    return BadField(absl::StrCat(name, ".allocation"), layer.allocation,
+                    absl::StrCat("must be below ", allocations.size()));
   }
   if (layer.offset % kLayerAlignment != 0) {
-    return Bad(absl::StrCat(name, ".offset"), layer.offset, "must be a multiple of 16");
+    return BadField(absl::StrCat(name, ".offset"), layer.offset, "must be a multiple of 16");
   }
   const uint64_t bytes = allocations[layer.allocation].bytes;
   if (layer.offset < bytes) return absl::OkStatus();
-  return Bad(absl::StrCat(name, ".offset"), layer.offset,
-             absl::StrCat("the allocation has ", bytes, " bytes"));
+  return BadField(absl::StrCat(name, ".offset"), layer.offset,
+                  absl::StrCat("the allocation has ", bytes, " bytes"));
 }
 
 std::string Hex(const DeviceUuid& uuid) {
@@ -89,13 +87,14 @@ std::string Hex(const DeviceUuid& uuid) {
 absl::StatusOr<DeviceRegistration> ParseDeviceRegistration(absl::Span<const std::byte> packet,
                                                            absl::Span<const int> descriptors) {
   if (packet.size() < kHeadBytes) {
-    return Bad("bytes of the packet", packet.size(), absl::StrCat("must be at least ", kHeadBytes));
+    return BadField("bytes of the packet", packet.size(),
+                    absl::StrCat("must be at least ", kHeadBytes));
   }
   const auto head = Reader(packet.data() + 16).Take<Head>();
   FQ_RETURN_IF_ERROR(CheckHead(head));
   const size_t bytes = kHeadBytes + kAllocationBytes * head.allocations + kLayerBytes * head.layers;
   if (packet.size() != bytes) {
-    return Bad("bytes of the packet", packet.size(), absl::StrCat("must be ", bytes));
+    return BadField("bytes of the packet", packet.size(), absl::StrCat("must be ", bytes));
   }
   DeviceRegistration registration;
   registration.uuid = head.uuid;
@@ -103,7 +102,7 @@ absl::StatusOr<DeviceRegistration> ParseDeviceRegistration(absl::Span<const std:
   const auto kind = static_cast<ShareKind>(head.share_kind);
   const size_t expected = kind == ShareKind::kFileDescriptor ? head.allocations : 0;
   if (descriptors.size() != expected) {
-    return Bad("descriptors", descriptors.size(), absl::StrCat("must be ", expected));
+    return BadField("descriptors", descriptors.size(), absl::StrCat("must be ", expected));
   }
   Reader reader(packet.data() + kHeadBytes);
   for (size_t i = 0; i < head.allocations; ++i) {
@@ -134,8 +133,8 @@ absl::StatusOr<std::shared_ptr<const DeviceSegment>> DeviceSegment::Map(
         "uuid = ", Hex(registration.uuid), ": the node's GPU is ", Hex(device.info().uuid)));
   }
   if (registration.layers.size() != static_cast<size_t>(session_layers)) {
-    return Bad("layers", registration.layers.size(),
-               absl::StrCat("the session's range has ", session_layers));
+    return BadField("layers", registration.layers.size(),
+                    absl::StrCat("the session's range has ", session_layers));
   }
   std::shared_ptr<DeviceSegment> segment(new DeviceSegment());
   for (size_t i = 0; i < registration.allocations.size(); ++i) {

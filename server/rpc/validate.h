@@ -7,8 +7,8 @@
 #include <initializer_list>
 
 #include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "kernels/base/bad_field.h"
 
 namespace fq {
 
@@ -20,11 +20,6 @@ struct RequestLimits {
 
 inline constexpr size_t kKeyBytes = 32;
 inline constexpr size_t kIdBytes = 16;  // of sessions and leases
-
-template <typename T>
-absl::Status BadField(absl::string_view field, const T& value, absl::string_view rule) {
-  return absl::InvalidArgumentError(absl::StrCat(field, " = ", value, ": ", rule));
-}
 
 // `field` has `bytes` bytes; the bytes themselves are never shown.
 absl::Status CheckLength(absl::string_view field, size_t bytes, size_t least, size_t most);
