@@ -105,8 +105,11 @@ class DeviceQueue {
   virtual absl::Status Decode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,
                               absl::Span<const DeviceBlock> blocks, absl::Span<uint8_t> broken) = 0;
 
-  // `host` is best pinned (Device::PinnedSpace); other memory is copied more slowly.
+  // `host` is best pinned (Device::CreatePinnedSpace); other memory is copied more slowly.
   virtual absl::Status CopyToHost(absl::Span<std::byte> host, const std::byte* device) = 0;
+
+  // The same the other way. May overtake what was queued before it, back to the last Finish, so
+  // that it runs beside kernels: nothing of that may use `device`. What is queued later waits.
   virtual absl::Status CopyToDevice(std::byte* device, absl::Span<const std::byte> host) = 0;
 
   // Returns when all that was queued is done.

@@ -101,6 +101,11 @@ absl::StatusOr<std::unique_ptr<CudaQueue>> CudaQueue::Create(int ordinal, cudaSt
 CudaQueue::~CudaQueue() {
   cudaSetDevice(ordinal_);
   cudaStreamSynchronize(stream_);
+  if (upload_stream_ != nullptr) {
+    cudaStreamSynchronize(upload_stream_);
+    cudaStreamDestroy(upload_stream_);
+  }
+  if (uploaded_ != nullptr) cudaEventDestroy(uploaded_);
   if (done_ != nullptr) cudaEventDestroy(done_);
   cudaStreamDestroy(stream_);
 }
@@ -109,6 +114,7 @@ absl::Status CudaQueue::Encode(const DeviceCodec& codec, absl::Span<const Device
                                absl::Span<const DeviceBlock> blocks) {
   if (blocks.empty()) return absl::OkStatus();
   FQ_ASSIGN_OR_RETURN(const Call call, Upload(static_cast<const CudaCodec&>(codec), rows, blocks));
+  FQ_RETURN_IF_ERROR(AwaitUploads());
   FQ_RETURN_IF_ERROR(WriteSlabHeads(call.heads, call.head_count, stream_));
   return CodeGroups(call, [&](const Group& group, const PageJobs& jobs) {
     return EncodePages(group.kind, codec.shape().head_size, call.codec->coders(), jobs, call.rows,
@@ -121,6 +127,7 @@ absl::Status CudaQueue::Decode(const DeviceCodec& codec, absl::Span<const Device
   if (blocks.empty()) return absl::OkStatus();
   FQ_ASSIGN_OR_RETURN(const Call call, Upload(static_cast<const CudaCodec&>(codec), rows, blocks));
   flags_.push_back({call.broken, broken});
+  FQ_RETURN_IF_ERROR(AwaitUploads());
   FQ_RETURN_IF_ERROR(CheckSlabHeads(call.heads, call.head_count, call.broken, stream_));
   return CodeGroups(call, [&](const Group& group, const PageJobs& jobs) {
     return DecodePages({group.kind, codec.shape().head_size, Domain::kRows}, call.codec->coders(),
@@ -130,6 +137,7 @@ absl::Status CudaQueue::Decode(const DeviceCodec& codec, absl::Span<const Device
 
 absl::Status CudaQueue::CopyToHost(absl::Span<std::byte> host, const std::byte* device) {
   FQ_RETURN_IF_CUDA_ERROR(cudaSetDevice(ordinal_));
+  FQ_RETURN_IF_ERROR(AwaitUploads());
   return ForEachPinnedPart(host.data(), host.size(), [&](size_t at, size_t bytes) {
     return CudaStatus(
         cudaMemcpyAsync(host.data() + at, device + at, bytes, cudaMemcpyDeviceToHost, stream_),
@@ -139,16 +147,31 @@ absl::Status CudaQueue::CopyToHost(absl::Span<std::byte> host, const std::byte* 
 
 absl::Status CudaQueue::CopyToDevice(std::byte* device, absl::Span<const std::byte> host) {
   FQ_RETURN_IF_CUDA_ERROR(cudaSetDevice(ordinal_));
+  if (upload_stream_ == nullptr) {
+    FQ_RETURN_IF_CUDA_ERROR(cudaStreamCreateWithFlags(&upload_stream_, cudaStreamNonBlocking));
+    FQ_RETURN_IF_CUDA_ERROR(cudaEventCreateWithFlags(&uploaded_, cudaEventDisableTiming));
+  }
+  uploading_ = true;
   return ForEachPinnedPart(host.data(), host.size(), [&](size_t at, size_t bytes) {
-    return CudaStatus(
-        cudaMemcpyAsync(device + at, host.data() + at, bytes, cudaMemcpyHostToDevice, stream_),
-        "cudaMemcpyAsync to the device");
+    return CudaStatus(cudaMemcpyAsync(device + at, host.data() + at, bytes, cudaMemcpyHostToDevice,
+                                      upload_stream_),
+                      "cudaMemcpyAsync to the device");
   });
+}
+
+// What is queued on stream_ from here on waits for the uploads so far.
+absl::Status CudaQueue::AwaitUploads() {
+  if (!std::exchange(uploading_, false)) return absl::OkStatus();
+  FQ_RETURN_IF_CUDA_ERROR(cudaEventRecord(uploaded_, upload_stream_));
+  FQ_RETURN_IF_CUDA_ERROR(cudaStreamWaitEvent(stream_, uploaded_, 0));
+  return absl::OkStatus();
 }
 
 absl::Status CudaQueue::Finish() {
   FQ_RETURN_IF_CUDA_ERROR(cudaSetDevice(ordinal_));
-  return Drain();
+  absl::Status status = AwaitUploads();
+  status.Update(Drain());
+  return status;
 }
 
 // Layout of a call in the staging buffers: blocks, heads, rows, flags.

@@ -62,6 +62,7 @@ class CudaQueue final : public DeviceQueue {
   template <typename Code>
   absl::Status CodeGroups(const Call& call, const Code& code);
   absl::StatusOr<size_t> Stage(size_t bytes);
+  absl::Status AwaitUploads();
   absl::Status ReserveJobs(size_t count);
   absl::Status Drain();
   absl::Status AwaitStream();
@@ -69,6 +70,11 @@ class CudaQueue final : public DeviceQueue {
   const int ordinal_;
   const cudaStream_t stream_;
   cudaEvent_t done_ = nullptr;
+  // Copies to the device have a stream of their own, made when it is first needed: they and kernels
+  // run at the same time.
+  cudaStream_t upload_stream_ = nullptr;
+  cudaEvent_t uploaded_ = nullptr;
+  bool uploading_ = false;  // since stream_ last waited for uploads
   HostStaging staging_;
   size_t staged_ = 0;  // bytes in use
   DeviceBuffer jobs_;

@@ -10,6 +10,10 @@ namespace {
 
 constexpr size_t kLoads = 0, kStores = 1;
 
+// Blocks that have to be uploaded first are decoded in runs of about so many bytes: the uploads of
+// a run go beside the kernels of the one before. Neither is ever alone for longer than a run.
+constexpr uint64_t kRunBytes = uint64_t{16} << 20;
+
 size_t LaneIndex(DeviceWork work) { return work == DeviceWork::kEncode ? kStores : kLoads; }
 
 }  // namespace
@@ -27,6 +31,11 @@ namespace {
 class LaunchedBlocks {
  public:
   void Add(DeviceCall& call, size_t begin, size_t end) {
+    for (DeviceCall::Upload upload : call.uploads) {
+      if (upload.block < begin || upload.block >= end) continue;
+      upload.block += blocks_.size() - begin;
+      uploads_.push_back(upload);
+    }
     const int rows = static_cast<int>(rows_.size());
     rows_.push_back(call.rows);
     for (size_t i = begin; i < end; ++i) {
@@ -39,22 +48,40 @@ class LaunchedBlocks {
   absl::Status Queue(const DeviceCall& first, DeviceQueue& queue) {
     if (blocks_.empty()) return absl::OkStatus();
     if (first.work == DeviceWork::kEncode) return queue.Encode(*first.codec, rows_, blocks_);
-    return queue.Decode(*first.codec, rows_, blocks_, absl::MakeSpan(broken_));
+    const auto blocks = absl::MakeConstSpan(blocks_);
+    const auto broken = absl::MakeSpan(broken_);
+    size_t uploaded = 0;  // of uploads_
+    for (size_t begin = 0; begin < blocks.size();) {
+      FQ_ASSIGN_OR_RETURN(const size_t end, QueueUploads(uploaded, queue));
+      FQ_RETURN_IF_ERROR(queue.Decode(*first.codec, rows_, blocks.subspan(begin, end - begin),
+                                      broken.subspan(begin, end - begin)));
+      begin = end;
+    }
+    return absl::OkStatus();
   }
 
   const std::vector<uint8_t>& broken() const { return broken_; }
 
  private:
+  // Queues those of the next run, from number `at` on: the end of the run's blocks.
+  absl::StatusOr<size_t> QueueUploads(size_t& at, DeviceQueue& queue) const {
+    uint64_t bytes = 0;
+    for (; at < uploads_.size(); ++at) {
+      const DeviceCall::Upload& upload = uploads_[at];
+      if (bytes >= kRunBytes && upload.block > uploads_[at - 1].block) return upload.block;
+      FQ_RETURN_IF_ERROR(queue.CopyToDevice(upload.device, upload.host));
+      bytes += upload.host.size();
+    }
+    return blocks_.size();
+  }
+
+  std::vector<DeviceCall::Upload> uploads_;  // of blocks_, ascending
   std::vector<DeviceRows> rows_;
   std::vector<DeviceBlock> blocks_;
   std::vector<uint8_t> broken_;
 };
 
-absl::Status QueueCopies(const DeviceCall& call, size_t begin, size_t end, DeviceQueue& queue) {
-  for (const DeviceCall::Upload& upload : call.uploads) {
-    if (upload.block < begin || upload.block >= end) continue;
-    FQ_RETURN_IF_ERROR(queue.CopyToDevice(upload.device, upload.host));
-  }
+absl::Status QueueDownloads(const DeviceCall& call, DeviceQueue& queue) {
   for (const DeviceCall::Download& download : call.downloads) {
     FQ_RETURN_IF_ERROR(queue.CopyToHost(download.host, download.device));
   }
@@ -176,7 +203,7 @@ absl::Status DeviceScheduler::Launch(const Batch& batch, DeviceQueue& queue) {
   absl::Status status;
   for (const Piece& piece : batch) {
     DeviceCall& call = *piece.call->call;
-    status.Update(QueueCopies(call, piece.begin, piece.end, queue));
+    status.Update(QueueDownloads(call, queue));
     blocks.Add(call, piece.begin, piece.end);
   }
   if (status.ok()) status = blocks.Queue(*batch.front().call->call, queue);

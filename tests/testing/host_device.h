@@ -1,7 +1,7 @@
 // A Device for tests without a GPU: host memory in the GPU's place, the CPU's codec in the
 // kernels'. As strict as the real one may be: device memory kills a host that touches it
-// (guarded_memory.h), nothing is done before Finish, and the rows of a broken block are
-// overwritten.
+// (guarded_memory.h), nothing is done before Finish and uploads first of all, and the rows of
+// a broken block are overwritten.
 #pragma once
 
 #include <cstddef>

@@ -125,15 +125,15 @@ absl::Status HostFaults::TakeFinish() {
   return std::exchange(next_finish_, absl::OkStatus());
 }
 
-absl::Status HostQueue::Queue(std::function<absl::Status()> work) {
+absl::Status HostQueue::Queue(Work& to, std::function<absl::Status()> work) {
   FQ_RETURN_IF_ERROR(faults_->Check());
-  queued_.push_back(std::move(work));
+  to.push_back(std::move(work));
   return absl::OkStatus();
 }
 
 absl::Status HostQueue::Encode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,
                                absl::Span<const DeviceBlock> blocks) {
-  return Queue([&codec, rows, blocks] {
+  return Queue(queued_, [&codec, rows, blocks] {
     for (const DeviceBlock& block : blocks) {
       FQ_RETURN_IF_ERROR(EncodeBlock(SlabsOf(codec), rows[block.rows], block));
     }
@@ -143,7 +143,7 @@ absl::Status HostQueue::Encode(const DeviceCodec& codec, absl::Span<const Device
 
 absl::Status HostQueue::Decode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,
                                absl::Span<const DeviceBlock> blocks, absl::Span<uint8_t> broken) {
-  return Queue([&codec, rows, blocks, broken] {
+  return Queue(queued_, [&codec, rows, blocks, broken] {
     for (size_t i = 0; i < blocks.size(); ++i) {
       FQ_RETURN_IF_ERROR(DecodeBlock(SlabsOf(codec), rows[blocks[i].rows], blocks[i], &broken[i]));
     }
@@ -152,22 +152,23 @@ absl::Status HostQueue::Decode(const DeviceCodec& codec, absl::Span<const Device
 }
 
 absl::Status HostQueue::CopyToHost(absl::Span<std::byte> host, const std::byte* device) {
-  return Queue([host, device] {
+  return Queue(queued_, [host, device] {
     std::memcpy(host.data(), HostAddress(device, host.size()), host.size());
     return absl::OkStatus();
   });
 }
 
 absl::Status HostQueue::CopyToDevice(std::byte* device, absl::Span<const std::byte> host) {
-  return Queue([host, device] {
+  return Queue(uploads_, [host, device] {
     std::memcpy(HostAddress(device, host.size()), host.data(), host.size());
     return absl::OkStatus();
   });
 }
 
 absl::Status HostQueue::Finish() {
-  const auto work = std::exchange(queued_, {});
+  const Work uploads = std::exchange(uploads_, {}), work = std::exchange(queued_, {});
   FQ_RETURN_IF_ERROR(faults_->TakeFinish());
+  for (const auto& one : uploads) FQ_RETURN_IF_ERROR(one());
   for (const auto& one : work) FQ_RETURN_IF_ERROR(one());
   return faults_->Check();
 }

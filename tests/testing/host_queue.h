@@ -51,10 +51,12 @@ class HostQueue final : public DeviceQueue {
   absl::Status Finish() override;
 
  private:
-  absl::Status Queue(std::function<absl::Status()> work);
+  using Work = std::vector<std::function<absl::Status()>>;
+  absl::Status Queue(Work& to, std::function<absl::Status()> work);
 
   const std::shared_ptr<HostFaults> faults_;
-  std::vector<std::function<absl::Status()>> queued_;
+  Work uploads_;  // done first
+  Work queued_;
 };
 
 }  // namespace fq

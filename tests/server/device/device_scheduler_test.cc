@@ -14,7 +14,7 @@ class RecordingQueue : public DeviceQueue {
  public:
   struct Log {
     absl::Mutex mutex;
-    std::vector<std::vector<std::string>> launches;  // keys of the blocks, as text
+    std::vector<std::vector<std::string>> launches;  // keys of the blocks, as text; "upload"
     bool open = true;
     int waiting = 0;
     absl::Status finish;
@@ -37,6 +37,8 @@ class RecordingQueue : public DeviceQueue {
     return absl::OkStatus();
   }
   absl::Status CopyToDevice(std::byte*, absl::Span<const std::byte>) override {
+    absl::MutexLock lock(&log_->mutex);
+    log_->launches.push_back({"upload"});
     return absl::OkStatus();
   }
   absl::Status Finish() override {
@@ -209,6 +211,29 @@ TEST_F(DeviceSchedulerTest, BrokenFlags_ComeBackToTheirBlocks) {
   load.blocks[6].id.key[1] = 2;
   ASSERT_TRUE(scheduler_->Run(load).ok());
   EXPECT_EQ(load.broken, (std::vector<uint8_t>{0, 1, 0, 0, 0, 0, 2}));
+}
+
+// The uploads of the next run are queued behind the kernels of the one before, which they may
+// overtake; a block is never decoded before all its extents are queued.
+TEST_F(DeviceSchedulerTest, Uploads_GoInRunsBeforeTheirBlocks) {
+  constexpr size_t kTenMiB = size_t{10} << 20;
+  DeviceCall load = Call(DeviceWork::kDecode, 0, "abcdef");  // two pieces: abc, def
+  for (size_t block : {0, 0, 1, 1, 2, 4}) {
+    load.uploads.push_back({block, nullptr, {static_cast<const std::byte*>(nullptr), kTenMiB}});
+  }
+  load.blocks[5].id.key[1] = 3;
+  ASSERT_TRUE(scheduler_->Run(load).ok());
+  EXPECT_EQ(Launches(device_.loads), (Letters{{"upload"},
+                                              {"upload"},
+                                              {"a"},
+                                              {"upload"},
+                                              {"upload"},
+                                              {"b"},
+                                              {"upload"},
+                                              {"c"},
+                                              {"upload"},
+                                              {"d", "e", "f"}}));
+  EXPECT_EQ(load.broken, (std::vector<uint8_t>{0, 0, 0, 0, 0, 3}));
 }
 
 TEST_F(DeviceSchedulerTest, GivenUpWhileWaiting_IsNeverLaunched) {
