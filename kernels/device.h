@@ -134,8 +134,9 @@ class Device {
   // Device memory, `bytes` of it taken at once. ResourceExhausted names what is free.
   virtual absl::StatusOr<std::unique_ptr<MemorySpace>> CreateSpace(uint64_t bytes) = 0;
 
-  // Host memory that the device copies to and from at full speed, taken as it is committed.
-  virtual std::unique_ptr<MemorySpace> CreatePinnedSpace() = 0;
+  // Host memory that the device copies to and from at full speed, at most `bytes` of it; taken as
+  // it is committed, or a little before.
+  virtual std::unique_ptr<MemorySpace> CreatePinnedSpace(uint64_t bytes) = 0;
 
   // InvalidArgument: the handle cannot be opened, or its length differs (names both values).
   virtual absl::StatusOr<std::unique_ptr<DeviceMapping>> Map(

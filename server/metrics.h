@@ -47,6 +47,7 @@ struct NodeSample {
   StoreStats store;   // of the host tier
   StoreStats device;  // of the device tier
   double demoted_blocks = 0, demoted_bytes = 0, promoted_blocks = 0;
+  double failed_demotions = 0, room_waits = 0;
   double device_launches = 0, device_calls = 0;
   double device_ipc_segments = 0, device_descriptor_segments = 0;
   double connections = 0, sessions = 0, leases = 0, namespaces = 0, segments = 0;

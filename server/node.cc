@@ -46,11 +46,15 @@ absl::StatusOr<std::unique_ptr<Tiers>> MakeTiers(const Options& options, Device*
   TiersOptions tiers;
   tiers.host.capacity_bytes = options.host_bytes;
   if (device == nullptr) return Tiers::Create(std::move(tiers));
-  tiers.host.space = device->CreatePinnedSpace();
+  tiers.host.space = device->CreatePinnedSpace(options.host_bytes);
   tiers.device.emplace();
   tiers.device->capacity_bytes = options.device_bytes;
   FQ_ASSIGN_OR_RETURN(tiers.device->space, device->CreateSpace(options.device_bytes));
-  FQ_ASSIGN_OR_RETURN(tiers.moves, device->CreateQueue(false));
+  for (int i = 0; i < 2; ++i) {
+    FQ_ASSIGN_OR_RETURN(auto queue, device->CreateQueue(false));
+    tiers.moves.push_back(std::move(queue));
+  }
+  tiers.most_waiting = WorkersOf(options) / 2;  // stores that wait leave workers to loads
   return Tiers::Create(std::move(tiers));
 }
 
@@ -121,6 +125,8 @@ NodeSample Node::Sample() {
   if (tiers_->has_device()) sample.device = tiers.device;  // zeros when it has failed
   sample.demoted_blocks = static_cast<double>(tiers.demoted_slabs);
   sample.demoted_bytes = static_cast<double>(tiers.demoted_bytes);
+  sample.failed_demotions = static_cast<double>(tiers.failed_demotions);
+  sample.room_waits = static_cast<double>(tiers.waits);
   sample.promoted_blocks = static_cast<double>(tiers.promoted_slabs);
   if (scheduler_ != nullptr) {
     sample.device_launches = static_cast<double>(scheduler_->Stats().launches);

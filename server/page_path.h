@@ -158,9 +158,11 @@ class PagePath {
     size_t primary_bytes = 0, refinement_bytes = 0;
   };
   absl::StatusOr<Plan> PlanOf(const SlabSpace& space, const StoreCall& call, size_t i) const;
-  // kOk with a reservation; kExists, with a pin when the block is there; kFull.
+  // kOk with a reservation; kExists, with a pin when the block is there; kFull. `wait_until`: as of
+  // Tiers::Reserve.
   absl::StatusOr<BlockOutcome> Reserve(Tier tier, const SlabSpace& space, const StoreCall& call,
-                                       const Plan& plan, Reservation& reservation, Pin& pin);
+                                       const Plan& plan, Reservation& reservation, Pin& pin,
+                                       MonotonicTime wait_until = {});
   void CountStored(const SlabSpace& space, const StoreCall& call, const Plan& plan);
 
   absl::Status StoreFromHost(const CallContext& context, const SlabSpace& space,
@@ -204,7 +206,7 @@ class PagePath {
     Reservation room;
     bool publish = false;
   };
-  absl::StatusOr<DeviceRoom> RoomOnDevice(const Pin& host_pin);
+  absl::StatusOr<DeviceRoom> RoomOnDevice(const Pin& host_pin, MonotonicTime wait_until);
   void MeasureOnDevice(const SlabSpace& space, const StoreCall& call, const Plan& plan,
                        size_t index, const Reservation& room);
   absl::Status CheckDevice() const;  // Unavailable: no GPU, or it has failed

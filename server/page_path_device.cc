@@ -1,5 +1,6 @@
 // PagePath: pages in tensors on the GPU, slabs in its memory. Nothing passes through the host but
 // slabs that only the host tier holds.
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <memory>
@@ -18,6 +19,13 @@ namespace {
 
 // Scope of room on the device that is never published; no SlabSpace has it.
 constexpr uint64_t kStagingScope = UINT64_MAX;
+
+// How long a call waits in all for demotion to make room on the device; then slabs are evicted.
+constexpr Milliseconds kMostWait{50};
+
+MonotonicTime WaitUntil(const CallContext& context) {
+  return std::min(context.deadline, SteadyNow() + kMostWait);
+}
 
 // The layers of a caller's tensors as the kernels want them. Holds the memory that `rows` names.
 struct CallerRows {
@@ -172,13 +180,14 @@ absl::Status PagePath::StoreFromDevice(const CallContext& context, const SlabSpa
   };
   std::vector<Pin> pins(call.keys.size());  // a batch must not evict its own first blocks
   std::vector<Reserved> reserved;
+  const MonotonicTime wait_until = WaitUntil(context);
   const CallerRows rows(call.source, space.shape());
   DeviceCall work = CallOf(DeviceWork::kEncode, context, space, call.source, rows);
   for (size_t i = 0; i < call.keys.size(); ++i) {
     Reserved one{i, {}, {}};
     FQ_ASSIGN_OR_RETURN(one.plan, PlanOf(space, call, i));
-    FQ_ASSIGN_OR_RETURN(outcomes[i],
-                        Reserve(Tier::kDevice, space, call, one.plan, one.room, pins[i]));
+    FQ_ASSIGN_OR_RETURN(
+        outcomes[i], Reserve(Tier::kDevice, space, call, one.plan, one.room, pins[i], wait_until));
     if (outcomes[i] != BlockOutcome::kOk) continue;
     DeviceBlock block = BlockAt(one.plan.id, one.plan.kind, call.source.pages.places[i]);
     block.primary = Data(one.room.primary());
@@ -216,8 +225,9 @@ void PagePath::MeasureOnDevice(const SlabSpace& space, const StoreCall& call, co
                            fetched.pages);
 }
 
-absl::StatusOr<PagePath::DeviceRoom> PagePath::RoomOnDevice(const Pin& host_pin) {
-  absl::StatusOr<Reservation> copy = tiers_->ReserveCopy(host_pin);
+absl::StatusOr<PagePath::DeviceRoom> PagePath::RoomOnDevice(const Pin& host_pin,
+                                                            MonotonicTime wait_until) {
+  absl::StatusOr<Reservation> copy = tiers_->ReserveCopy(host_pin, wait_until);
   if (copy.ok() && copy->refinement().size() == host_pin.refinement().size()) {
     return DeviceRoom{*std::move(copy), /*publish=*/true};
   }
@@ -227,7 +237,7 @@ absl::StatusOr<PagePath::DeviceRoom> PagePath::RoomOnDevice(const Pin& host_pin)
   std::memcpy(key.block.data(), &number, sizeof(number));
   FQ_ASSIGN_OR_RETURN(Reservation staging,
                       tiers_->Reserve(Tier::kDevice, key, host_pin.tag(), host_pin.primary().size(),
-                                      host_pin.refinement().size()));
+                                      host_pin.refinement().size(), wait_until));
   return DeviceRoom{std::move(staging), /*publish=*/false};
 }
 
@@ -239,6 +249,7 @@ absl::Status PagePath::LoadToDevice(const CallContext& context, const SlabSpace&
   FQ_RETURN_IF_ERROR(AwaitEngine(context, target.device->event()));
   const CallerRows rows(target, space.shape());
   DeviceCall work = CallOf(DeviceWork::kDecode, context, space, target, rows);
+  const MonotonicTime wait_until = WaitUntil(context);
   std::vector<size_t> indices;     // of the lease, per block of `work`
   std::vector<DeviceRoom> copies;  // per block of `work`; empty when the slab is there already
   for (size_t i = 0; i < blocks.block_count; ++i) {
@@ -253,7 +264,7 @@ absl::Status PagePath::LoadToDevice(const CallContext& context, const SlabSpace&
     block.refinement = Data(pin.refinement());
     DeviceRoom copy;
     if (pin.on_host()) {
-      absl::StatusOr<DeviceRoom> room = RoomOnDevice(pin);
+      absl::StatusOr<DeviceRoom> room = RoomOnDevice(pin, wait_until);
       if (!room.ok()) {
         metrics_->Add(Metric::kBlocksMissed, {"no_room"}, 1);
         continue;

@@ -65,11 +65,13 @@ absl::StatusOr<PagePath::Plan> PagePath::PlanOf(const SlabSpace& space, const St
 
 absl::StatusOr<BlockOutcome> PagePath::Reserve(Tier tier, const SlabSpace& space,
                                                const StoreCall& call, const Plan& plan,
-                                               Reservation& reservation, Pin& pin) {
+                                               Reservation& reservation, Pin& pin,
+                                               MonotonicTime wait_until) {
   const SlabKey key{space.scope, plan.id.key};
   const SlabTag tag{plan.id.index, static_cast<uint8_t>(plan.kind),
                     static_cast<uint8_t>(call.profile), kBlockTokens};
-  auto room = tiers_->Reserve(tier, key, tag, plan.primary_bytes, plan.refinement_bytes);
+  auto room =
+      tiers_->Reserve(tier, key, tag, plan.primary_bytes, plan.refinement_bytes, wait_until);
   if (absl::IsAlreadyExists(room.status())) {
     pin = tiers_->Find(key);  // none while another writer is at it
     return BlockOutcome::kExists;

@@ -24,8 +24,11 @@ absl::StatusOr<std::unique_ptr<Tiers>> Tiers::Create(TiersOptions options) {
 }
 
 Tiers::Tiers(std::unique_ptr<Store> host, std::unique_ptr<Store> device, TiersOptions& options)
-    : host_(std::move(host)), device_(std::move(device)), moves_(std::move(options.moves)) {
-  if (device_ != nullptr && moves_ != nullptr) StartDemotion(options);
+    : host_(std::move(host)),
+      device_(std::move(device)),
+      moves_(std::move(options.moves)),
+      most_waiting_(options.most_waiting) {
+  if (device_ != nullptr && !moves_.empty()) StartDemotion(options);
 }
 
 Tiers::~Tiers() { StopDemotion(); }
@@ -51,36 +54,54 @@ Pin Tiers::Peek(const SlabKey& key) {
 }
 
 absl::StatusOr<Reservation> Tiers::Reserve(Tier tier, const SlabKey& key, const SlabTag& tag,
-                                           size_t primary_bytes, size_t refinement_bytes) {
+                                           size_t primary_bytes, size_t refinement_bytes,
+                                           MonotonicTime wait_until) {
   Store* on_device = OnDevice();
   if (tier == Tier::kHost) {
-    return ReserveIn(host_.get(), on_device, key, tag, primary_bytes, refinement_bytes);
+    return ReserveIn(host_.get(), on_device, key, tag, primary_bytes, refinement_bytes,
+                     Pressure::kEvict);
   }
   if (on_device == nullptr) return absl::FailedPreconditionError("the node has no device tier");
-  auto room = ReserveIn(on_device, host_.get(), key, tag, primary_bytes, refinement_bytes);
+  ExpectBelow(primary_bytes, refinement_bytes);
+  return ReserveOnDevice(wait_until, [&](Pressure pressure) {
+    return ReserveIn(on_device, host_.get(), key, tag, primary_bytes, refinement_bytes, pressure);
+  });
+}
+
+absl::StatusOr<Reservation> Tiers::ReserveOnDevice(
+    MonotonicTime wait_until, const std::function<absl::StatusOr<Reservation>(Pressure)>& reserve) {
+  const bool may_wait = wait_until != MonotonicTime{};
+  while (may_wait) {
+    const uint64_t rounds = rounds_.load();
+    absl::StatusOr<Reservation> room = reserve(Pressure::kRefuse);
+    if (!absl::IsResourceExhausted(room.status())) {
+      WakeDemotion();
+      return room;
+    }
+    if (!AwaitRoom(rounds, wait_until)) break;
+  }
+  absl::StatusOr<Reservation> room = reserve(Pressure::kEvict);
   WakeDemotion();
   return room;
 }
 
 absl::StatusOr<Reservation> Tiers::ReserveIn(Store* store, Store* other, const SlabKey& key,
                                              const SlabTag& tag, size_t primary_bytes,
-                                             size_t refinement_bytes) {
+                                             size_t refinement_bytes, Pressure pressure) {
   absl::MutexLock lock(&MutexOf(key));
   if (other != nullptr && other->Holds(key)) {
     return absl::AlreadyExistsError("the other tier holds the slab");
   }
-  return store->Reserve(key, tag, primary_bytes, refinement_bytes);
+  return store->Reserve(key, tag, primary_bytes, refinement_bytes, pressure);
 }
 
-absl::StatusOr<Reservation> Tiers::ReserveCopy(const Pin& host_pin) {
+absl::StatusOr<Reservation> Tiers::ReserveCopy(const Pin& host_pin, MonotonicTime wait_until) {
   Store* on_device = OnDevice();
   if (on_device == nullptr) return absl::FailedPreconditionError("the node has no device tier");
-  absl::StatusOr<Reservation> room;
-  {
+  absl::StatusOr<Reservation> room = ReserveOnDevice(wait_until, [&](Pressure pressure) {
     absl::MutexLock lock(&MutexOf(host_pin.key()));
-    room = on_device->ReserveCopy(host_pin);
-  }
-  WakeDemotion();
+    return on_device->ReserveCopy(host_pin, pressure);
+  });
   if (!room.ok()) return room;
   promoted_slabs_.fetch_add(1, std::memory_order_relaxed);
   promoted_bytes_.fetch_add(room->primary().size() + room->refinement().size(),
@@ -117,6 +138,7 @@ TierStats Tiers::Stats() const {
   stats.demoted_slabs = demoted_slabs_.load(std::memory_order_relaxed);
   stats.demoted_bytes = demoted_bytes_.load(std::memory_order_relaxed);
   stats.failed_demotions = failed_demotions_.load(std::memory_order_relaxed);
+  stats.waits = waits_.load(std::memory_order_relaxed);
   stats.promoted_slabs = promoted_slabs_.load(std::memory_order_relaxed);
   stats.promoted_bytes = promoted_bytes_.load(std::memory_order_relaxed);
   return stats;

@@ -1,6 +1,7 @@
 // The tiers of a node: slabs in the memory of a GPU, if there is one, and in host memory. A slab
 // may be in both; then the bytes of both are the same, and the one on the device is what is found.
-// As the device fills, a thread of its own moves the coldest slabs to the host, as they are.
+// As the device fills, a thread of its own moves the coldest slabs to the host, as they are; who
+// wants room meanwhile may wait for it.
 #pragma once
 
 #include <array>
@@ -11,13 +12,16 @@
 #include <memory>
 #include <optional>
 #include <thread>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 #include "kernels/device.h"
+#include "server/clock.h"
 #include "server/store/store.h"
 
 namespace fq {
@@ -27,12 +31,14 @@ enum class Tier : uint8_t { kDevice, kHost };
 struct TiersOptions {
   StoreOptions host;
   std::optional<StoreOptions> device = std::nullopt;  // none: a node without a GPU
-  // Copies what is demoted; outlived by its Device. Null: the device evicts, nothing is demoted.
-  std::unique_ptr<DeviceQueue> moves = nullptr;
+  // Copy what is demoted, in turns: with two, one batch is made ready or published while another is
+  // copied. Outlived by their Device. None: the device evicts, nothing is demoted.
+  std::vector<std::unique_ptr<DeviceQueue>> moves = {};
   // Shares of the device's capacity, 0 < low <= high <= 1: past the high one slabs are demoted
   // until the low one is reached. Below it too while, by holes between slabs of other sizes, less
   // than a 64th could be had by any size. When the host has no room either, the device evicts.
   double high_watermark = 0.9, low_watermark = 0.8;
+  uint32_t most_waiting = 1;  // threads that may wait for room at the same time
 };
 
 struct TierStats {
@@ -40,6 +46,7 @@ struct TierStats {
   StoreStats device;                                // zeros without one
   uint64_t demoted_slabs = 0, demoted_bytes = 0;    // counters: left the device for the host
   uint64_t failed_demotions = 0;                    // counter: batches whose copies failed
+  uint64_t waits = 0;                               // counter: for room that demotion makes
   uint64_t promoted_slabs = 0, promoted_bytes = 0;  // counters: room reserved by ReserveCopy
 };
 
@@ -61,14 +68,18 @@ class Tiers {
   Pin Peek(const SlabKey& key);
 
   // As Store::Reserve, and AlreadyExists too when the other tier holds the slab, published or being
-  // filled. FailedPrecondition: kDevice without a device.
+  // filled. FailedPrecondition: kDevice without a device. Rather than evict from the device it
+  // waits until `wait_until` for demotion to make room, while demotion gets on and not too many
+  // wait.
   absl::StatusOr<Reservation> Reserve(Tier tier, const SlabKey& key, const SlabTag& tag,
-                                      size_t primary_bytes, size_t refinement_bytes);
+                                      size_t primary_bytes, size_t refinement_bytes,
+                                      MonotonicTime wait_until = {});
 
   // Room on the device for a slab that is pinned on the host; once it is published the device's
   // copy is found. The host's stays until it is evicted. Without room for a refinement when the
-  // slab is about to lose its own. As Store::ReserveCopy; FailedPrecondition: no device.
-  absl::StatusOr<Reservation> ReserveCopy(const Pin& host_pin);
+  // slab is about to lose its own. As Store::ReserveCopy; FailedPrecondition: no device. Waits as
+  // Reserve does.
+  absl::StatusOr<Reservation> ReserveCopy(const Pin& host_pin, MonotonicTime wait_until = {});
 
   // In both tiers; false when in neither. As Store::Erase and DropRefinement.
   bool Erase(const SlabKey& key);
@@ -91,11 +102,22 @@ class Tiers {
     Pin from;
     Reservation to;
   };
+  // Slabs whose copies are queued together.
+  struct Batch {
+    DeviceQueue* queue = nullptr;
+    std::vector<Move> moves;
+    uint64_t bytes = 0;
+    size_t left = 0;  // slabs that have left the device
+    absl::Status status;
+  };
 
   Tiers(std::unique_ptr<Store> host, std::unique_ptr<Store> device, TiersOptions& options);
   absl::StatusOr<Reservation> ReserveIn(Store* store, Store* other, const SlabKey& key,
                                         const SlabTag& tag, size_t primary_bytes,
-                                        size_t refinement_bytes);
+                                        size_t refinement_bytes, Pressure pressure);
+  absl::StatusOr<Reservation> ReserveOnDevice(
+      MonotonicTime wait_until,
+      const std::function<absl::StatusOr<Reservation>(Pressure)>& reserve);
   Store* OnDevice() const { return device_dropped_ ? nullptr : device_.get(); }  // null: none
   absl::Mutex& MutexOf(const SlabKey& key) const;
 
@@ -105,26 +127,39 @@ class Tiers {
   void WakeDemotion() ABSL_LOCKS_EXCLUDED(demotion_mu_);
   void DemoteUntilStopped();
   bool IsShort() const;                                    // of room: demotion begins
-  bool HasRoom() const;                                    // demotion ends
+  bool HasRoom(uint64_t leaving_bytes) const;              // without those: demotion ends
   bool AwaitPressure() ABSL_LOCKS_EXCLUDED(demotion_mu_);  // false: stop
   bool Pause() ABSL_LOCKS_EXCLUDED(demotion_mu_);          // false: stop
-  absl::StatusOr<size_t> DemoteBatch();
+  bool DemoteToLowWatermark();                             // false: stop
+  Batch StartBatch(DeviceQueue& queue, uint64_t leaving_bytes);
+  void FinishBatch(Batch& batch);
   absl::StatusOr<Reservation> ReserveBelow(const Pin& pin);
-  absl::Status CopyDown(absl::Span<Move> moves);
+  absl::Status QueueCopies(const Move& move, DeviceQueue& queue);
   bool TakeFromDevice(const Pin& pin);
+  void ExpectBelow(size_t primary_bytes, size_t refinement_bytes) ABSL_LOCKS_EXCLUDED(expected_mu_);
+  // Until demotion has made some room since `rounds` was read: false when nothing is to be waited
+  // for any more.
+  bool AwaitRoom(uint64_t rounds, MonotonicTime until) ABSL_LOCKS_EXCLUDED(demotion_mu_);
+  void EndRound(bool made_room) ABSL_LOCKS_EXCLUDED(demotion_mu_);
 
   const std::unique_ptr<Store> host_;
   const std::unique_ptr<Store> device_;  // null without a device
   std::atomic<bool> device_dropped_{false};
   std::atomic<uint64_t> promoted_slabs_{0}, promoted_bytes_{0};
 
-  const std::unique_ptr<DeviceQueue> moves_;  // of the demotion thread; null: none
+  const std::vector<std::unique_ptr<DeviceQueue>> moves_;  // of the demotion thread
+  const uint32_t most_waiting_;
   // Of the device's capacity; set before the thread starts.
   uint64_t high_bytes_ = 0, low_bytes_ = 0, least_available_bytes_ = 0;
-  std::atomic<uint64_t> demoted_slabs_{0}, demoted_bytes_{0}, failed_demotions_{0};
+  std::atomic<uint64_t> demoted_slabs_{0}, demoted_bytes_{0}, failed_demotions_{0}, waits_{0};
+  absl::Mutex expected_mu_;
+  absl::flat_hash_set<size_t> expected_ ABSL_GUARDED_BY(expected_mu_);  // sizes known on the host
+  std::atomic<uint64_t> rounds_{0};  // of demotion that made room
+  std::atomic<uint32_t> waiting_{0};
   absl::Mutex demotion_mu_;
-  absl::CondVar wake_;
+  absl::CondVar wake_, round_ended_;
   bool stopping_ ABSL_GUARDED_BY(demotion_mu_) = false;
+  bool stuck_ ABSL_GUARDED_BY(demotion_mu_) = false;  // the last round made no room
   std::thread demotion_;
 
   // Whoever reserves or removes the slabs of a key holds the mutex of the key over both stores, so

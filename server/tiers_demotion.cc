@@ -29,12 +29,15 @@ void Tiers::StartDemotion(const TiersOptions& options) {
 
 // What a new size needs is whole granules, and evicting would free them in the same order.
 bool Tiers::IsShort() const {
-  return device_->used_bytes() > high_bytes_ || device_->available_bytes() < least_available_bytes_;
+  return waiting_ > 0 || device_->used_bytes() > high_bytes_ ||
+         device_->available_bytes() < least_available_bytes_;
 }
 
-bool Tiers::HasRoom() const {
-  return device_->used_bytes() <= low_bytes_ &&
-         device_->available_bytes() >= 2 * least_available_bytes_;
+// What leaves may free holes only; then another round looks again.
+bool Tiers::HasRoom(uint64_t leaving_bytes) const {
+  return (waiting_ == 0 || leaving_bytes > 0) &&
+         device_->used_bytes() <= low_bytes_ + leaving_bytes &&
+         device_->available_bytes() + leaving_bytes >= 2 * least_available_bytes_;
 }
 
 void Tiers::StopDemotion() {
@@ -43,6 +46,7 @@ void Tiers::StopDemotion() {
     absl::MutexLock lock(&demotion_mu_);
     stopping_ = true;
     wake_.Signal();
+    round_ended_.SignalAll();
   }
   demotion_.join();
 }
@@ -55,13 +59,50 @@ void Tiers::WakeDemotion() {
 
 void Tiers::DemoteUntilStopped() {
   while (AwaitPressure()) {
-    while (has_device() && !HasRoom()) {
-      const absl::StatusOr<size_t> left = DemoteBatch();
-      if (!left.ok()) failed_demotions_.fetch_add(1, std::memory_order_relaxed);
-      const bool stuck = !left.ok() || *left == 0;
-      if (stuck && !Pause()) return;
-    }
+    if (!DemoteToLowWatermark()) return;
   }
+}
+
+// The next batch is queued before the one before it is waited for.
+bool Tiers::DemoteToLowWatermark() {
+  Batch leaving;
+  for (size_t turn = 0; has_device(); ++turn) {
+    Batch next;
+    if (!HasRoom(leaving.bytes)) next = StartBatch(*moves_[turn % moves_.size()], leaving.bytes);
+    Batch done = std::exchange(leaving, std::move(next));
+    FinishBatch(done);
+    if (done.left > 0) EndRound(/*made_room=*/true);
+    const bool began = !leaving.moves.empty() || leaving.left > 0;
+    if (done.status.ok() && (done.left > 0 || began)) continue;
+    if (done.status.ok() && HasRoom(0)) return true;
+    FinishBatch(leaving);
+    EndRound(/*made_room=*/leaving.left > 0);
+    leaving = Batch();
+    if (!Pause()) return false;
+  }
+  FinishBatch(leaving);
+  EndRound(/*made_room=*/false);
+  return true;
+}
+
+void Tiers::EndRound(bool made_room) {
+  absl::MutexLock lock(&demotion_mu_);
+  stuck_ = !made_room;
+  if (made_room) rounds_.fetch_add(1);
+  round_ended_.SignalAll();
+}
+
+bool Tiers::AwaitRoom(uint64_t rounds, MonotonicTime until) {
+  absl::MutexLock lock(&demotion_mu_);
+  if (!demotion_.joinable() || stuck_ || waiting_ >= most_waiting_) return false;
+  waiting_.fetch_add(1);
+  waits_.fetch_add(1, std::memory_order_relaxed);
+  wake_.Signal();
+  while (rounds_ == rounds && !stuck_ && !stopping_ && SteadyNow() < until) {
+    round_ended_.WaitWithTimeout(&demotion_mu_, absl::FromChrono(until - SteadyNow()));
+  }
+  waiting_.fetch_sub(1);
+  return rounds_ != rounds;
 }
 
 bool Tiers::AwaitPressure() {
@@ -69,6 +110,7 @@ bool Tiers::AwaitPressure() {
   while (!stopping_ && (!has_device() || !IsShort())) {
     wake_.Wait(&demotion_mu_);
   }
+  stuck_ = false;
   return !stopping_;
 }
 
@@ -78,30 +120,41 @@ bool Tiers::Pause() {
   return !stopping_;
 }
 
-// How many slabs left the device. They are published on the host coldest first, so that their order
-// of use is kept, and before they leave the device, so that they are found all the time.
-absl::StatusOr<size_t> Tiers::DemoteBatch() {
-  const uint64_t used_bytes = device_->used_bytes();
+// Room on the host for the coldest slabs, and their copies on their way.
+Tiers::Batch Tiers::StartBatch(DeviceQueue& queue, uint64_t leaving_bytes) {
+  const uint64_t used_bytes = device_->used_bytes(), wanted_most = low_bytes_ + leaving_bytes;
   const uint64_t excess_bytes =
-      used_bytes > low_bytes_ ? used_bytes - low_bytes_ : least_available_bytes_;
+      used_bytes > wanted_most ? used_bytes - wanted_most : least_available_bytes_;
   const uint64_t wanted_bytes = std::min(excess_bytes, kBatchBytes);
-  std::vector<Move> moves;
-  size_t left = 0;
+  Batch batch;
+  batch.queue = &queue;
   for (uint64_t bytes = 0; bytes < wanted_bytes;) {
     Pin pin = device_->PinColdest();
     if (!pin) break;
     bytes += pin.stored_bytes();
     absl::StatusOr<Reservation> room = ReserveBelow(pin);
     if (absl::IsResourceExhausted(room.status())) break;
-    if (absl::IsAlreadyExists(room.status())) ++left;
-    if (room.ok()) moves.push_back({std::move(pin), *std::move(room)});
+    if (absl::IsAlreadyExists(room.status())) ++batch.left;
+    if (!room.ok()) continue;
+    batch.bytes += pin.stored_bytes();
+    batch.moves.push_back({std::move(pin), *std::move(room)});
+    batch.status.Update(QueueCopies(batch.moves.back(), queue));
   }
-  FQ_RETURN_IF_ERROR(CopyDown(absl::MakeSpan(moves)));
+  return batch;
+}
+
+// Slabs are published on the host coldest first, so that their order of use is kept, and before
+// they leave the device, so that they are found all the time. Their room is free on return.
+void Tiers::FinishBatch(Batch& batch) {
+  std::vector<Move> moves = std::exchange(batch.moves, {});
+  if (moves.empty()) return;
+  batch.status.Update(batch.queue->Finish());
+  if (!batch.status.ok()) failed_demotions_.fetch_add(1, std::memory_order_relaxed);
   for (Move& move : moves) {
+    if (!batch.status.ok()) break;
     const Pin below = std::move(move.to).Publish();
-    if (TakeFromDevice(move.from)) ++left;
+    if (TakeFromDevice(move.from)) ++batch.left;
   }
-  return left;
 }
 
 // AlreadyExists: the host had it, with all that the device has; then it has left the device.
@@ -117,15 +170,10 @@ absl::StatusOr<Reservation> Tiers::ReserveBelow(const Pin& pin) {
   return host_->ReserveCopy(pin);
 }
 
-absl::Status Tiers::CopyDown(absl::Span<Move> moves) {
-  absl::Status status;
-  for (Move& move : moves) {
-    status.Update(moves_->CopyToHost(move.to.primary(), move.from.primary().data()));
-    if (move.to.refinement().empty()) continue;
-    status.Update(moves_->CopyToHost(move.to.refinement(), move.from.refinement().data()));
-  }
-  status.Update(moves_->Finish());
-  return status;
+absl::Status Tiers::QueueCopies(const Move& move, DeviceQueue& queue) {
+  FQ_RETURN_IF_ERROR(queue.CopyToHost(move.to.primary(), move.from.primary().data()));
+  if (move.to.refinement().empty()) return absl::OkStatus();
+  return queue.CopyToHost(move.to.refinement(), move.from.refinement().data());
 }
 
 // False when it was erased meanwhile: then its copy has gone the same way.
@@ -134,6 +182,17 @@ bool Tiers::TakeFromDevice(const Pin& pin) {
   demoted_slabs_.fetch_add(1, std::memory_order_relaxed);
   demoted_bytes_.fetch_add(pin.stored_bytes(), std::memory_order_relaxed);
   return true;
+}
+
+// Quickly for sizes that were seen before: the host's pool may be busy getting memory.
+void Tiers::ExpectBelow(size_t primary_bytes, size_t refinement_bytes) {
+  if (!demotion_.joinable()) return;
+  {
+    absl::MutexLock lock(&expected_mu_);
+    const bool is_new = expected_.insert(primary_bytes).second;
+    if (!expected_.insert(refinement_bytes).second && !is_new) return;
+  }
+  host_->Expect(primary_bytes, refinement_bytes);
 }
 
 }  // namespace fq

@@ -54,9 +54,11 @@ class CudaDevice final : public Device {
     return CreateVmmSpace(ordinal_, bytes);
   }
 
-  std::unique_ptr<MemorySpace> CreatePinnedSpace() override {
-    cudaSetDevice(ordinal_);
-    return fq::CreatePinnedSpace();
+  std::unique_ptr<MemorySpace> CreatePinnedSpace(uint64_t bytes) override {
+    PinnedOptions options;
+    options.device = ordinal_;
+    options.most_bytes = bytes;
+    return fq::CreatePinnedSpace(options);
   }
 
   absl::StatusOr<std::unique_ptr<DeviceMapping>> Map(const SharedAllocation& allocation) override {

@@ -14,11 +14,20 @@ namespace fq {
 
 inline constexpr size_t kPinnedGranuleBytes = size_t{16} << 20;
 
-// Readable and writable by the host; pinned for all devices of the process as it is committed, in
-// granules of kPinnedGranuleBytes that begin at multiples of it. Commit fails where the system pins
-// no more. Each granule is pinned by a call of its own, and CUDA refuses copies that span two: copy
-// by ForEachPinnedPart.
-std::unique_ptr<MemorySpace> CreatePinnedSpace();
+struct PinnedOptions {
+  int device = 0;           // becomes current in threads that pin
+  uint64_t most_bytes = 0;  // never more than this is pinned, and Commit is asked for no more
+  // Pinning takes ten times as long as filling what is pinned. So a thread pins, in every
+  // reservation, what will be committed next: so many bytes in all that are not committed yet. 0:
+  // memory is pinned as it is committed.
+  uint64_t ahead_bytes = uint64_t{2} << 30;
+};
+
+// Readable and writable by the host; pinned for all devices of the process, in granules of
+// kPinnedGranuleBytes that begin at multiples of it. Commit fails where the system pins no more.
+// Each granule is pinned by a call of its own, and CUDA refuses copies that span two: copy by
+// ForEachPinnedPart.
+std::unique_ptr<MemorySpace> CreatePinnedSpace(const PinnedOptions& options);
 
 // Calls copy(offset, bytes), which returns a status, for each part of [host, host + bytes) that
 // lies in one granule, in order. The first error ends it.

@@ -17,9 +17,9 @@ namespace fq {
 class Chunk {
  public:
   static constexpr size_t kMinTargetBytes = size_t{64} << 20;  // address space, not memory
-  static constexpr size_t kTargetGranules = 64;
-  static constexpr size_t kMinSlots = 8;     // so that eviction and reuse do not unmap and map
-  static constexpr size_t kMaxSlots = 4096;  // so that the lists of a chunk stay small
+  static constexpr size_t kTargetGranules = 512;  // what one chunk ends is not ready in the next
+  static constexpr size_t kMinSlots = 8;          // so that eviction and reuse do not unmap and map
+  static constexpr size_t kMaxSlots = 4096;       // so that the lists of a chunk stay small
 
   static size_t RoundUp(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 

@@ -16,16 +16,20 @@ IndexShard& Store::Core::ShardOf(const SlabKey& key) const {
 
 absl::StatusOr<std::shared_ptr<SlabEntry>> Store::Core::Reserve(std::shared_ptr<SlabEntry> entry,
                                                                 size_t primary_bytes,
-                                                                size_t refinement_bytes) {
+                                                                size_t refinement_bytes,
+                                                                Pressure pressure) {
   if (primary_bytes == 0) return absl::InvalidArgumentError("primary_bytes is 0, must be >= 1");
   IndexShard& shard = ShardOf(entry->key);
   absl::ReaderMutexLock moving(&moving_mu_);
   if (!shard.InsertFilling(entry)) {
     return absl::AlreadyExistsError("the slab is published or being filled");
   }
-  const std::optional<Extents> room = Allocate(primary_bytes, refinement_bytes);
+  const std::optional<Extents> room = Allocate(primary_bytes, refinement_bytes, pressure);
   if (!room) {
     shard.Abandon(entry);
+    if (pressure == Pressure::kRefuse) {
+      return absl::ResourceExhaustedError("no room without evicting");
+    }
     rejected_full_.fetch_add(1, std::memory_order_relaxed);
     return absl::ResourceExhaustedError(
         absl::StrCat("no room for ", primary_bytes, " + ", refinement_bytes, " bytes in a pool of ",

@@ -26,7 +26,11 @@ class Store::Core {
 
   // `entry` is new and has no extents; it comes back with them.
   absl::StatusOr<std::shared_ptr<SlabEntry>> Reserve(std::shared_ptr<SlabEntry> entry,
-                                                     size_t primary_bytes, size_t refinement_bytes);
+                                                     size_t primary_bytes, size_t refinement_bytes,
+                                                     Pressure pressure);
+  void Expect(size_t primary_bytes, size_t refinement_bytes) {
+    pool_.Expect(primary_bytes, refinement_bytes);
+  }
   void Publish(SlabEntry& entry);
   void Abandon(const std::shared_ptr<SlabEntry>& entry);
   std::shared_ptr<SlabEntry> Pin(const SlabKey& key);
@@ -47,7 +51,7 @@ class Store::Core {
 
  private:
   // Both extents or none.
-  std::optional<Extents> Allocate(size_t primary_bytes, size_t refinement_bytes);
+  std::optional<Extents> Allocate(size_t primary_bytes, size_t refinement_bytes, Pressure pressure);
   std::optional<Extents> AllocateUnderPressure(size_t primary_bytes, size_t refinement_bytes)
       ABSL_LOCKS_EXCLUDED(pressure_mu_);
   bool CouldFit(size_t stored_bytes) const;

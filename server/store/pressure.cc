@@ -6,9 +6,11 @@
 
 namespace fq {
 
-std::optional<Extents> Store::Core::Allocate(size_t primary_bytes, size_t refinement_bytes) {
+std::optional<Extents> Store::Core::Allocate(size_t primary_bytes, size_t refinement_bytes,
+                                             Pressure pressure) {
   std::optional<Extents> room = pool_.Allocate(primary_bytes, refinement_bytes);
-  return room ? room : AllocateUnderPressure(primary_bytes, refinement_bytes);
+  if (room || pressure == Pressure::kRefuse) return room;
+  return AllocateUnderPressure(primary_bytes, refinement_bytes);
 }
 
 std::optional<Extents> Store::Core::AllocateUnderPressure(size_t primary_bytes,

@@ -70,6 +70,22 @@ std::optional<Extents> SlabPool::Allocate(size_t primary_bytes, size_t refinemen
   return std::nullopt;
 }
 
+void SlabPool::Expect(size_t primary_bytes, size_t refinement_bytes) {
+  absl::MutexLock lock(&mu_);
+  ExpectSize(primary_bytes);
+  ExpectSize(refinement_bytes);
+}
+
+void SlabPool::ExpectSize(size_t bytes) {
+  const size_t slot_bytes = Extent::Round(bytes);
+  if (bytes == 0 || slot_bytes > capacity_bytes_ || classes_.contains(slot_bytes)) return;
+  auto size_class = std::make_unique<SizeClass>();
+  Chunk* const chunk = ChunkWithFreeSlot(*size_class, slot_bytes);
+  if (chunk == nullptr) return;
+  { const Change files(usage_, *size_class, chunk); }
+  classes_[slot_bytes] = std::move(size_class);
+}
+
 void SlabPool::Free(const Extents& extents) {
   if (extents.primary.empty() && extents.refinement.empty()) return;
   absl::MutexLock lock(&mu_);

@@ -62,6 +62,10 @@ class SlabPool {
   std::optional<Extents> Allocate(size_t primary_bytes, size_t refinement_bytes)
       ABSL_LOCKS_EXCLUDED(mu_);
 
+  // Slabs of these sizes will come: has addresses for the first, so that the space can have memory
+  // ready for them (PinnedOptions::ahead_bytes). Nothing is allocated.
+  void Expect(size_t primary_bytes, size_t refinement_bytes) ABSL_LOCKS_EXCLUDED(mu_);
+
   // Takes the extents back. The memory of a chunk without live slots goes back to the space, unless
   // the space keeps what is idle.
   void Free(const Extents& extents) ABSL_LOCKS_EXCLUDED(mu_);
@@ -93,6 +97,7 @@ class SlabPool {
   void Uncount(const Extent& extent) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Give(const Extent& extent) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
+  void ExpectSize(size_t bytes) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   Chunk* ChunkWithFreeSlot(SizeClass& size_class, size_t slot_bytes)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   bool ReleaseOneIdle() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -37,21 +37,29 @@ Store::Store(std::unique_ptr<Core> core) : core_(std::move(core)) {}
 Store::~Store() = default;
 
 absl::StatusOr<Reservation> Store::Reserve(const SlabKey& key, const SlabTag& tag,
-                                           size_t primary_bytes, size_t refinement_bytes) {
-  return ReserveFor(std::make_shared<SlabEntry>(key, tag), primary_bytes, refinement_bytes);
+                                           size_t primary_bytes, size_t refinement_bytes,
+                                           Pressure pressure) {
+  return ReserveFor(std::make_shared<SlabEntry>(key, tag), primary_bytes, refinement_bytes,
+                    pressure);
 }
 
-absl::StatusOr<Reservation> Store::ReserveCopy(const Pin& original) {
+void Store::Expect(size_t primary_bytes, size_t refinement_bytes) {
+  core_->Expect(primary_bytes, refinement_bytes);
+}
+
+absl::StatusOr<Reservation> Store::ReserveCopy(const Pin& original, Pressure pressure) {
   const Fate fate = original.store_->core_->FateOf(*original.entry_);
   if (fate.erased) return absl::NotFoundError("the slab was erased while it was pinned");
   return ReserveFor(
       std::make_shared<SlabEntry>(original.key(), original.tag(), SlabEntry::Origin::kCopy),
-      original.primary().size(), fate.refinement_dropped ? 0 : original.refinement().size());
+      original.primary().size(), fate.refinement_dropped ? 0 : original.refinement().size(),
+      pressure);
 }
 
 absl::StatusOr<Reservation> Store::ReserveFor(std::shared_ptr<SlabEntry> new_entry,
-                                              size_t primary_bytes, size_t refinement_bytes) {
-  auto entry = core_->Reserve(std::move(new_entry), primary_bytes, refinement_bytes);
+                                              size_t primary_bytes, size_t refinement_bytes,
+                                              Pressure pressure) {
+  auto entry = core_->Reserve(std::move(new_entry), primary_bytes, refinement_bytes, pressure);
   if (!entry.ok()) return entry.status();
   Reservation reservation;
   reservation.entry_ = *std::move(entry);

@@ -44,6 +44,9 @@ struct StoreOptions {
   std::shared_ptr<MemorySpace> space = nullptr;  // of nobody else; null: host memory
 };
 
+// What to do when there is no room: make some by dropping and evicting, or refuse.
+enum class Pressure : uint8_t { kEvict, kRefuse };
+
 struct StoreStats {
   uint64_t capacity_bytes = 0;
   uint64_t used_bytes = 0;       // allocated to slabs, rounding of the pool included
@@ -115,14 +118,20 @@ class Store {
   // dropping refinements of unpinned slabs and evicting unpinned ones (least recently used first);
   // a slab that cannot fit beside what is pinned and reserved evicts nothing. InvalidArgument:
   // primary_bytes is 0.
+  // With kRefuse ResourceExhausted comes at once, and is not counted.
   absl::StatusOr<Reservation> Reserve(const SlabKey& key, const SlabTag& tag, size_t primary_bytes,
-                                      size_t refinement_bytes);
+                                      size_t refinement_bytes,
+                                      Pressure pressure = Pressure::kEvict);
 
   // Room for a copy of a slab that is pinned in another store, with its tag; without a refinement
   // when the original is about to lose its own. Erase and DropRefinement reach it before it is
   // published: nobody finds it then, or its refinement. NotFound: the original was erased. Other
   // errors as of Reserve.
-  absl::StatusOr<Reservation> ReserveCopy(const Pin& original);
+  absl::StatusOr<Reservation> ReserveCopy(const Pin& original,
+                                          Pressure pressure = Pressure::kEvict);
+
+  // Says that slabs of these sizes will come: what takes time can be done before.
+  void Expect(size_t primary_bytes, size_t refinement_bytes);
 
   // An empty pin when the slab is not here. Counts as a use for the LRU order, now and not when the
   // pin goes: find the blocks of a chain from the last to the first, and the prefix outlives its
@@ -173,7 +182,7 @@ class Store {
   class Core;
   explicit Store(std::unique_ptr<Core> core);
   absl::StatusOr<Reservation> ReserveFor(std::shared_ptr<SlabEntry> entry, size_t primary_bytes,
-                                         size_t refinement_bytes);
+                                         size_t refinement_bytes, Pressure pressure);
   std::unique_ptr<Core> core_;
 };
 

@@ -90,7 +90,7 @@ TEST_F(DeviceSharingTest, Space_MoreThanThereIs_NamesWhatIsFree) {
 }
 
 TEST_F(DeviceSharingTest, PinnedSpace_IsHostMemory) {
-  const std::unique_ptr<MemorySpace> space = device().CreatePinnedSpace();
+  const std::unique_ptr<MemorySpace> space = device().CreatePinnedSpace(uint64_t{64} << 20);
   EXPECT_TRUE(space->on_host());
   const size_t bytes = space->granule_bytes();
   std::byte* host = space->Reserve(bytes);

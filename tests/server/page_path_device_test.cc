@@ -2,12 +2,14 @@
 // (tests/testing/host_device.h): the same pages as through host memory, and what may go wrong.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <cstring>
 #include <thread>
 
 #include "server/page_path.h"
 #include "tests/server/page_path_fixture.h"
 #include "tests/testing/host_device.h"
+#include "tests/testing/hooked_queue.h"
 
 namespace fq {
 namespace {
@@ -25,6 +27,11 @@ class PagePathDeviceTest : public PagePathTest {
     space_ = *device_registry_.Open("t", "n", DescriptorOfSet(), {0, kTestLayers, 0, kTestHeads});
     segment_ = MapSegment({});
   }
+  ~PagePathDeviceTest() override {  // before what the thread of the tiers uses
+    lease_.pins.clear();
+    device_path_.reset();
+    tiers_.reset();
+  }
 
   void UseTiers(uint64_t device_bytes) {
     device_path_.reset();
@@ -33,8 +40,11 @@ class PagePathDeviceTest : public PagePathTest {
     options.device.emplace();
     options.device->capacity_bytes = device_bytes;
     options.device->space = *device_.CreateSpace(device_bytes);
-    options.moves = *device_.CreateQueue(false);
+    options.moves.push_back(std::make_unique<HookedQueue>(*device_.CreateQueue(false), [this] {
+      EXPECT_TRUE(Eventually([&] { return moving_->Stats().waits >= waits_before_moves_; }));
+    }));
     tiers_ = *Tiers::Create(std::move(options));
+    moving_ = tiers_.get();
     device_path_ =
         std::make_unique<PagePath>(tiers_.get(), scheduler_.get(), &workers_, &metrics_, &watch_);
   }
@@ -139,6 +149,8 @@ class PagePathDeviceTest : public PagePathTest {
   }
 
   HostDevice device_;
+  const Tiers* moving_ = nullptr;                // tiers_, also while it ends
+  std::atomic<uint64_t> waits_before_moves_{0};  // slabs move once calls have waited so many times
   NamespaceRegistry device_registry_{{4, 4}, {set_}, ScalarBackend(), &device_};
   std::unique_ptr<DeviceScheduler> scheduler_ = *DeviceScheduler::Create(&device_, {});
   std::unique_ptr<PagePath> device_path_;
@@ -311,6 +323,24 @@ TEST_F(PagePathDeviceTest, SlabsThatMovedToTheHost_ComeBackWhenALoadWantsThem) {
       device_path_->Load({}, *space_, {&lease_, 0, 4, Profile::kCompact}, Places(4, 12));
   EXPECT_EQ(*outcomes, std::vector<BlockOutcome>(4, kOk));
   EXPECT_EQ(ReadPages(Places(4, 12)), first_);
+}
+
+TEST_F(PagePathDeviceTest, DeviceFull_StoresAndLoadsWaitForSlabsToMove) {
+  UseTiers(4 << 20);
+  ASSERT_TRUE(device_path_->StoreBlocks({}, *space_, Batch(Profile::kExact, 0, 1)).ok());
+  const LeasedBlocks on_host = Leased(1);
+  waits_before_moves_ = 1;
+  for (uint8_t i = 1; tiers_->Stats().waits < 1; ++i) {
+    ASSERT_LT(i, 200) << "no store has waited";
+    EXPECT_EQ(StoreFromDevice(Profile::kExact, i, 1)[0], kOk);
+  }
+  waits_before_moves_ = 2;
+  for (uint8_t i = 1; tiers_->Stats().waits < 2; ++i) {
+    ASSERT_LT(i, 200) << "no load has waited";
+    auto room = tiers_->Reserve(Tier::kDevice, Slab(200 + i % 50), {}, 100000 + 1000 * i, 0);
+    if (room.ok()) std::move(*room).Publish();
+    EXPECT_TRUE(device_path_->Load({}, *space_, on_host, Places(1, 12)).ok());
+  }
 }
 
 TEST_F(PagePathDeviceTest, DeviceFullOfLeasedSlabs_FullOnStoreMissOnLoad) {

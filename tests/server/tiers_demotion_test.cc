@@ -1,4 +1,4 @@
-// Demotion with host memory in the GPU's place; whoever reads device memory directly is killed.
+// Slabs that move to the host as the device fills.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -16,9 +16,7 @@
 
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
-#include "server/tiers.h"
-#include "tests/conformance/described_payload.h"
-#include "tests/testing/host_device.h"
+#include "tests/server/tiers_fixture.h"
 
 namespace fq {
 namespace {
@@ -26,115 +24,6 @@ namespace {
 using conformance::Describe;
 using conformance::Description;
 using conformance::Mismatch;
-
-constexpr size_t kBytes = size_t{2} << 20;      // a granule of the device
-constexpr uint64_t kDeviceBytes = 20 * kBytes;  // high watermark 18 slabs, low 16
-
-SlabKey Key(uint32_t n) {
-  SlabKey key;
-  std::memcpy(key.block.data(), &n, sizeof(n));
-  return key;
-}
-
-void WaitUntil(const std::function<bool()>& done) {
-  const absl::Time deadline = absl::Now() + absl::Seconds(60);
-  while (!done()) {
-    ASSERT_LT(absl::Now(), deadline);
-    absl::SleepFor(absl::Milliseconds(1));
-  }
-}
-
-// The queue of the demotion thread, with something to do while its copies are on their way.
-class HookedQueue final : public DeviceQueue {
- public:
-  HookedQueue(std::unique_ptr<DeviceQueue> queue, std::function<void()> hook)
-      : queue_(std::move(queue)), hook_(std::move(hook)) {}
-
-  absl::Status Encode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,
-                      absl::Span<const DeviceBlock> blocks) override {
-    return queue_->Encode(codec, rows, blocks);
-  }
-  absl::Status Decode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,
-                      absl::Span<const DeviceBlock> blocks, absl::Span<uint8_t> broken) override {
-    return queue_->Decode(codec, rows, blocks, broken);
-  }
-  absl::Status CopyToHost(absl::Span<std::byte> host, const std::byte* device) override {
-    return queue_->CopyToHost(host, device);
-  }
-  absl::Status CopyToDevice(std::byte* device, absl::Span<const std::byte> host) override {
-    return queue_->CopyToDevice(device, host);
-  }
-  absl::Status Finish() override {
-    hook_();
-    return queue_->Finish();
-  }
-
- private:
-  const std::unique_ptr<DeviceQueue> queue_;
-  const std::function<void()> hook_;
-};
-
-class TiersDemotion : public testing::Test {
- protected:
-  void Create(uint64_t host_bytes) { Create(host_bytes, kDeviceBytes, TiersOptions()); }
-  void Create(uint64_t host_bytes, uint64_t device_bytes, TiersOptions options) {
-    options.host = {host_bytes, 4};
-    options.device = StoreOptions{device_bytes, 4, device_.CreateSpace(device_bytes).value()};
-    options.moves = std::make_unique<HookedQueue>(device_.CreateQueue(false).value(), [this] {
-      if (while_copied_) while_copied_();
-    });
-    tiers_ = Tiers::Create(std::move(options)).value();
-  }
-
-  // Through a queue, as PagePath does.
-  absl::Status Fill(DeviceQueue& queue, Reservation& room, Description description) {
-    std::vector<std::byte> primary(room.primary().size()), refinement(room.refinement().size());
-    Describe(description, absl::MakeSpan(primary));
-    Describe(description, absl::MakeSpan(refinement));
-    absl::Status status = queue.CopyToDevice(room.primary().data(), primary);
-    if (!refinement.empty()) {
-      status.Update(queue.CopyToDevice(room.refinement().data(), refinement));
-    }
-    status.Update(queue.Finish());
-    return status;
-  }
-
-  absl::Status Put(DeviceQueue& queue, uint32_t n, uint16_t version, size_t refinement_bytes) {
-    auto room = tiers_->Reserve(Tier::kDevice, Key(n), {n, 0, 0, 64}, kBytes, refinement_bytes);
-    if (!room.ok()) return room.status();
-    absl::Status status = Fill(queue, *room, {n, version});
-    if (status.ok()) std::move(*room).Publish();
-    return status;
-  }
-  absl::Status Put(uint32_t n) { return Put(*queue_, n, 1, 0); }
-
-  static std::vector<std::byte> Read(DeviceQueue& queue, const Pin& pin,
-                                     absl::Span<const std::byte> bytes) {
-    std::vector<std::byte> read(bytes.begin(), pin.on_host() ? bytes.end() : bytes.begin());
-    if (pin.on_host() || bytes.empty()) return read;
-    read.resize(bytes.size());
-    EXPECT_TRUE(queue.CopyToHost(absl::MakeSpan(read), bytes.data()).ok());
-    EXPECT_TRUE(queue.Finish().ok());
-    return read;
-  }
-
-  // Empty when both extents are those of slab n.
-  static std::string Check(DeviceQueue& queue, const Pin& pin, uint32_t n) {
-    const std::vector<std::byte> primary = Read(queue, pin, pin.primary());
-    const Description description{n, conformance::VersionOf(primary)};
-    std::string found = Mismatch(description, primary);
-    return found.empty() ? Mismatch(description, Read(queue, pin, pin.refinement())) : found;
-  }
-
-  void WaitForLowWatermark() {
-    WaitUntil([&] { return tiers_->device()->used_bytes() <= kDeviceBytes * 8 / 10; });
-  }
-
-  HostDevice device_;
-  std::function<void()> while_copied_;  // set it while nothing is demoted
-  const std::unique_ptr<DeviceQueue> queue_ = device_.CreateQueue(true).value();
-  std::unique_ptr<Tiers> tiers_;
-};
 
 TEST_F(TiersDemotion, Create_BadWatermarks_NamesBothValues) {
   TiersOptions options;

@@ -7,6 +7,7 @@
 
 #include <cstring>
 #include <map>
+#include <mutex>
 #include <set>
 
 namespace fq {
@@ -33,6 +34,11 @@ int Descriptor(CUmemGenericAllocationHandle handle) {
   if (granule.fd >= 0) return granule.fd;
   granule.fd = memfd_create("granule", MFD_CLOEXEC);
   return ftruncate(granule.fd, static_cast<off_t>(granule.bytes)) == 0 ? granule.fd : -1;
+}
+
+std::mutex& PinMutex() {
+  static std::mutex mutex;
+  return mutex;
 }
 
 std::map<void*, size_t>& Pinned() {
@@ -154,6 +160,11 @@ const std::map<std::string, void*>& Functions() {
 
 }  // namespace
 
+uint64_t PinnedBytes() {
+  const std::lock_guard lock(PinMutex());
+  return Driver().pinned_bytes;
+}
+
 DriverStandIn& Driver() {
   static DriverStandIn driver;
   return driver;
@@ -189,6 +200,7 @@ cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t) { return "no driver"; }
 
 cudaError_t cudaHostRegister(void* data, size_t bytes, unsigned int) {
+  const std::lock_guard lock(fq::PinMutex());
   fq::DriverStandIn& driver = fq::Driver();
   if (driver.pinned_bytes + bytes > driver.pinned_limit_bytes) return cudaErrorMemoryAllocation;
   if (!fq::Pinned().emplace(data, bytes).second) return cudaErrorHostMemoryAlreadyRegistered;
@@ -197,6 +209,7 @@ cudaError_t cudaHostRegister(void* data, size_t bytes, unsigned int) {
 }
 
 cudaError_t cudaHostUnregister(void* data) {
+  const std::lock_guard lock(fq::PinMutex());
   const auto it = fq::Pinned().find(data);
   if (it == fq::Pinned().end()) return cudaErrorHostMemoryNotRegistered;
   fq::Driver().pinned_bytes -= it->second;

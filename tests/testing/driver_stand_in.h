@@ -1,5 +1,6 @@
 // In the place of the CUDA runtime and driver: memory management over memfds, for tests of
-// kernels/memory without a GPU. Link driver_stand_in.cc instead of cudart.
+// kernels/memory without a GPU. Only pinning is thread-safe. Link driver_stand_in.cc instead of
+// cudart.
 #pragma once
 
 #include <cstddef>
@@ -18,8 +19,10 @@ struct DriverStandIn {
 
   // What is out.
   int handles = 0, mappings = 0, reservations = 0;
-  uint64_t pinned_bytes = 0;
+  uint64_t pinned_bytes = 0;  // while another thread pins, read PinnedBytes()
 };
+
+uint64_t PinnedBytes();
 
 // The one of this process; a test may replace its contents.
 DriverStandIn& Driver();

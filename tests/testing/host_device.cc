@@ -270,9 +270,8 @@ absl::StatusOr<std::unique_ptr<MemorySpace>> HostDevice::CreateSpace(uint64_t by
   return std::make_unique<SparseSpace>(state_, bytes, false);
 }
 
-std::unique_ptr<MemorySpace> HostDevice::CreatePinnedSpace() {
-  constexpr uint64_t kUnlimited = uint64_t{1} << 62;
-  return std::make_unique<SparseSpace>(state_, kUnlimited, true);
+std::unique_ptr<MemorySpace> HostDevice::CreatePinnedSpace(uint64_t bytes) {
+  return std::make_unique<SparseSpace>(state_, bytes, true);
 }
 
 absl::StatusOr<std::unique_ptr<DeviceMapping>> HostDevice::Map(const SharedAllocation& allocation) {

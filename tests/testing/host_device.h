@@ -66,7 +66,7 @@ class HostDevice final : public Device {
   const DeviceInfo& info() const override { return info_; }
   absl::StatusOr<std::unique_ptr<DeviceQueue>> CreateQueue(bool urgent) override;
   absl::StatusOr<std::unique_ptr<MemorySpace>> CreateSpace(uint64_t bytes) override;
-  std::unique_ptr<MemorySpace> CreatePinnedSpace() override;
+  std::unique_ptr<MemorySpace> CreatePinnedSpace(uint64_t bytes) override;
   absl::StatusOr<std::unique_ptr<DeviceMapping>> Map(const SharedAllocation& allocation) override;
   absl::StatusOr<std::unique_ptr<WorkerEvent>> OpenEvent(const IpcHandle& handle) override;
   absl::StatusOr<std::unique_ptr<const DeviceCodec>> CreateCodec(

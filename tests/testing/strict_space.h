@@ -25,6 +25,7 @@ class StrictSpace final : public MemorySpace {
   bool on_host() const override { return true; }
   bool keeps_idle() const override { return keeps_idle_; }
   void set_keeps_idle(bool keeps_idle) { keeps_idle_ = keeps_idle; }
+  size_t reservations() const { return reserved_.size(); }
   size_t committed_bytes() const { return committed_.size() * granule_bytes_; }
 
   std::byte* Reserve(size_t bytes) override {

@@ -83,7 +83,7 @@ class RecordingDevice : public Device {
   absl::StatusOr<std::unique_ptr<MemorySpace>> CreateSpace(uint64_t) override {
     return absl::UnimplementedError("");
   }
-  std::unique_ptr<MemorySpace> CreatePinnedSpace() override { return nullptr; }
+  std::unique_ptr<MemorySpace> CreatePinnedSpace(uint64_t) override { return nullptr; }
   absl::StatusOr<std::unique_ptr<DeviceMapping>> Map(const SharedAllocation&) override {
     return absl::UnimplementedError("");
   }

@@ -146,10 +146,10 @@ TEST_F(ChunkTest, SmallSlots_ShareOnePageManyTimes) {
 
 TEST(Chunk, LargeGranule_MakesALargeChunk) {
   StrictSpace space(size_t{16} << 20, 0);
-  const auto chunk = Chunk::Reserve(&space, size_t{1} << 20, 100000);
+  const auto chunk = Chunk::Reserve(&space, size_t{4} << 20, 100000);
   int slots = 0;
   for (; chunk->has_fresh(); ++slots) chunk->Take();
-  EXPECT_EQ(slots, 64 * 16);
+  EXPECT_EQ(slots, 512 * 4);
 }
 
 TEST(Chunk, LargeGranule_HoldsTheSmallestSlots) {

@@ -7,6 +7,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -194,7 +196,7 @@ TEST(VmmSpaceOnDevice, Times) {
 }
 
 TEST(PinnedSpaceOnDevice, CopiesOverGranuleBounds_KeepTheirBytes) {
-  const auto pinned = CreatePinnedSpace();
+  const auto pinned = CreatePinnedSpace({0, 64 * kMiB, 0});
   const auto device = CreateVmmSpace(0, 64 * kMiB).value();
   const size_t granule = pinned->granule_bytes();
   std::byte* host = pinned->Reserve(4 * granule);
@@ -239,6 +241,76 @@ TEST(PinnedSpaceOnDevice, CopiesOverGranuleBounds_KeepTheirBytes) {
   pinned->Unreserve(host, 4 * granule);
 }
 
+// Pins memory by `threads`, a granule at a time, while another thread copies a little all the time.
+void PrintPinning(bool filled_before, size_t threads) {
+  constexpr size_t kGranules = 64, kBytes = kGranules * kPinnedGranuleBytes;
+  const auto space = CreatePinnedSpace({0, kPinnedGranuleBytes, 0});
+  std::byte* host = space->Reserve(kBytes);
+  std::byte* own = space->Reserve(kPinnedGranuleBytes);
+  ASSERT_TRUE(space->Commit(own, kPinnedGranuleBytes));
+  void* on_device = nullptr;
+  Check(cudaMalloc(&on_device, 4096));
+  auto since = std::chrono::steady_clock::now();
+  if (filled_before) std::memset(host, 0, kBytes);
+  const double fill_ms = Milliseconds(since);
+  std::atomic<bool> done{false};
+  double longest_ms = 0, copies_ms = 0;
+  int copies = 0;
+  std::thread copier([&] {
+    for (; !done; ++copies) {
+      const auto begin = std::chrono::steady_clock::now();
+      Check(cudaMemcpy(on_device, own, 4096, cudaMemcpyHostToDevice));
+      longest_ms = std::max(longest_ms, Milliseconds(begin));
+      copies_ms += Milliseconds(begin);
+    }
+  });
+  since = std::chrono::steady_clock::now();
+  std::vector<std::thread> pinners;
+  for (size_t thread = 0; thread < threads; ++thread) {
+    pinners.emplace_back([&, thread] {
+      for (size_t i = thread; i < kGranules; i += threads) {
+        Check(cudaHostRegister(host + i * kPinnedGranuleBytes, kPinnedGranuleBytes,
+                               cudaHostRegisterPortable));
+      }
+    });
+  }
+  for (std::thread& pinner : pinners) pinner.join();
+  const double pin_ms = Milliseconds(since);
+  done = true;
+  copier.join();
+  std::printf(
+      "times: pinning by %zu threads%s: %.2f ms a granule (filled in %.2f); copies of 4 KiB "
+      "meanwhile %.0f us, at most %.0f\n",
+      threads, filled_before ? " what is filled" : "", pin_ms / kGranules, fill_ms / kGranules,
+      1000 * copies_ms / copies, 1000 * longest_ms);
+  for (size_t i = 0; i < kGranules; ++i) Check(cudaHostUnregister(host + i * kPinnedGranuleBytes));
+  Check(cudaFree(on_device));
+  space->Unreserve(own, kPinnedGranuleBytes);
+  space->Unreserve(host, kBytes);
+}
+
+TEST(PinnedSpaceOnDevice, HowFastMemoryIsPinned) {
+  for (const bool filled_before : {false, true}) {
+    for (const size_t threads : {1, 2, 4}) PrintPinning(filled_before, threads);
+  }
+}
+
+// What was pinned ahead is had at once.
+TEST(PinnedSpaceOnDevice, CommitOfWhatIsPinnedAhead) {
+  constexpr size_t kGranules = 64;
+  const auto space = CreatePinnedSpace({0, 2048 * kMiB, 1024 * kMiB});
+  std::byte* host = space->Reserve(2048 * kMiB);
+  std::this_thread::sleep_for(std::chrono::seconds(1));
+  const auto since = std::chrono::steady_clock::now();
+  ASSERT_TRUE(space->Commit(host, kGranules * kPinnedGranuleBytes));
+  std::printf("times: commit of a granule pinned ahead: %.3f ms\n",
+              Milliseconds(since) / kGranules);
+  cudaPointerAttributes attributes{};
+  Check(cudaPointerGetAttributes(&attributes, host + 63 * kPinnedGranuleBytes));
+  EXPECT_EQ(attributes.type, cudaMemoryTypeHost);
+  space->Unreserve(host, 2048 * kMiB);
+}
+
 }  // namespace
 
 namespace conformance {
@@ -255,7 +327,9 @@ struct DeviceTier {
 struct PinnedTier {
   static constexpr size_t kScale = 256;  // slabs of one granule of 16 MiB
   static std::unique_ptr<Store> Make(uint64_t capacity_bytes) {
-    return Store::Create({capacity_bytes, 16, CreatePinnedSpace()}).value();
+    return Store::Create(
+               {capacity_bytes, 16, CreatePinnedSpace({0, capacity_bytes, capacity_bytes / 2})})
+        .value();
   }
 };
 

@@ -38,6 +38,20 @@ TEST(Pressure, OneSizeTookEverything_AnotherSizeEvictsOnlyWhatItNeeds) {
   EXPECT_TRUE(store->CheckInvariants().ok()) << store->CheckInvariants();
 }
 
+TEST(Pressure, Refused_NothingIsEvictedOrCounted) {
+  const auto store = StoreOf(4 * kBytes);
+  for (uint8_t n = 0; n < 4; ++n) ASSERT_TRUE(Put(*store, n, kBytes / 2, kBytes / 2).ok());
+  const auto room = store->Reserve(Key(9), SlabTag{}, kBytes, 0, Pressure::kRefuse);
+  EXPECT_TRUE(absl::IsResourceExhausted(room.status())) << room.status();
+  EXPECT_EQ(store->Stats().evicted_slabs + store->Stats().dropped_refinements, 0u);
+  EXPECT_EQ(store->Stats().rejected_full, 0u);
+  EXPECT_EQ(store->Stats().reserved_slabs, 0u);
+  EXPECT_TRUE(Put(*store, 9, kBytes, 0).ok());  // under pressure
+  ASSERT_TRUE(store->Erase(Key(9)));
+  EXPECT_TRUE(store->Reserve(Key(8), SlabTag{}, kBytes, 0, Pressure::kRefuse).ok());
+  EXPECT_TRUE(store->CheckInvariants().ok()) << store->CheckInvariants();
+}
+
 TEST(Pressure, SizesThatShareMemoryPages_LoseLittle) {
   // 25,000 bytes is no multiple of a memory page: neighbours share pages.
   const auto store = StoreOf(100 * 25024);

@@ -57,6 +57,21 @@ TEST(SlabPool, Allocate_NothingOrTooMuch) {
   EXPECT_TRUE(pool.CheckInvariants().ok());
 }
 
+TEST(SlabPool, Expect_TakesAddressesAndNoMemory) {
+  StrictPool pool(8 * kGranule);
+  pool.Expect(kGranule, kGranule / 2);
+  pool.Expect(kGranule, 0);
+  pool.Expect(9 * kGranule, 0);  // can never come
+  EXPECT_EQ(pool.space->reservations(), 2u);
+  EXPECT_EQ(pool.space->committed_bytes(), 0u);
+  EXPECT_EQ(pool.Usage().resident_bytes, 0u);
+  const auto room = pool.Allocate(kGranule, kGranule / 2);
+  ASSERT_TRUE(room);
+  EXPECT_EQ(pool.space->reservations(), 2u);
+  EXPECT_TRUE(pool.CheckInvariants().ok());
+  pool.Free(*room);
+}
+
 TEST(SlabPool, Free_EmptyChunk_GoesBackToTheSystem) {
   HostPool pool(1 << 20);
   const auto first = Take(pool, 5000);

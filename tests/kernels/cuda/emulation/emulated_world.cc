@@ -90,7 +90,7 @@ class EmulatedDevice final : public Device {
   absl::StatusOr<std::unique_ptr<MemorySpace>> CreateSpace(uint64_t bytes) override {
     return std::make_unique<EmulatedSpace>(bytes);
   }
-  std::unique_ptr<MemorySpace> CreatePinnedSpace() override { FQ_CHECK(false); }
+  std::unique_ptr<MemorySpace> CreatePinnedSpace(uint64_t) override { FQ_CHECK(false); }
   absl::StatusOr<std::unique_ptr<DeviceMapping>> Map(const SharedAllocation& allocation) override {
     return std::make_unique<EmulatedMapping>(allocation);
   }
