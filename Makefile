@@ -71,6 +71,7 @@ test-gpu: setup  ## on a machine with a GPU: conformance, workers killed, a node
 	PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True $(PYTHON) tests/gpu/check_device_memory.py
 	for check in order full_gpu pinned; do $(PYTHON) tests/gpu/check_$$check.py --build $(BUILD) || exit 1; done
 	$(PYTHON) tests/gpu/check_sanitized.py --build $(BUILD)
+	$(PYTHON) tests/gpu/check_sanitized.py --build $(BUILD) --tool racecheck --exclude MakeCoderLists
 
 bench-gpu: setup  ## on a machine with a GPU: encode, decode, slabs, attention beside FP16, a node with workers; kept in tests/bench/results
 	cmake --preset release

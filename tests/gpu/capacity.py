@@ -22,7 +22,7 @@ from flashquant.local_node import LocalNode
 from flashquant.v1 import kv_cache_pb2 as pb
 from flashquant.wire import Profile
 
-TIER_METRICS = ("device", "moted", "evicted", "missed", "transport")
+TIER_METRICS = ("device", "moted", "demotions", "evicted", "missed", "transport")
 PIECE_BLOCKS = 256     # of the worker's cache; the context is moved through it
 DECODED_TOLERANCE = 2.0 ** -7  # FORMAT.md: inverse transform, FP16 rows of size about 1
 
