@@ -5,6 +5,7 @@ import json
 import pickle
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -283,14 +284,37 @@ def test_interface_extra_keys_importable_and_salt_is_tagged(interface):
     assert extras == (("cache_salt", "s"),) and state == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("tokens", [32, 64, 128])
-def test_interface_packing_of_this_machine_is_understood(interface, tokens):
+def test_interface_staged_chunks_of_this_machine_are_rows(interface, tokens, dtype):
+    """What vLLM's own op writes (AMX interleaves bfloat16), copied to staging, is K and V by
+    the strides that the node is told; copied back it is the engine's block again."""
+    from vllm import _custom_ops as ops
+    from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+    from flashquant.vllm.cache_view import view_of
     from flashquant.vllm.geometry import ChunkShape
     from flashquant.vllm.probe import cpu_packing
-    found = cpu_packing(ChunkShape(tokens, 3, 64, 2), torch.bfloat16)
-    assert found is not None or tokens == 128
-    if not torch.cpu._is_amx_tile_supported():
-        assert found.name == "rows"
+    heads, size = 3, 64
+    found = cpu_packing(ChunkShape(tokens, heads, size, dtype.itemsize), dtype)
+    assert found.name == "rows"
+    random = torch.Generator().manual_seed(tokens)
+    rows = [torch.randn(tokens, heads, size, generator=random).to(dtype) for _ in range(2)]
+    cache = torch.zeros(2, heads, tokens, 2 * size, dtype=dtype)
+    parts = cache[1:].view(1, heads, 2 * tokens, size).chunk(2, dim=2)
+    ops.cpu_attn_reshape_and_cache(*rows, *parts, torch.arange(tokens),
+                                   _get_attn_isa(dtype, tokens, size))
+    view = view_of([cache], 2, found.order)
+    staging = torch.zeros(1, 1, view.words, dtype=torch.int64)
+    view.gather(np.array([1]), staging)
+    for row, begin, token, channel in (
+            (rows[0], found.k_offset, found.k_token_stride, found.k_channel_stride),
+            (rows[1], found.v_offset, found.v_token_stride, found.v_channel_stride)):
+        staged = staging.view(dtype).as_strided(row.shape, (token, 2 * tokens * size, channel),
+                                                begin)
+        assert torch.equal(staged, row)
+    view.scatter(np.array([0]), staging)
+    assert torch.equal(cache[0], cache[1])
 
 
 def test_plugin_registers_once_by_name(interface):

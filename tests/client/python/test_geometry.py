@@ -1,12 +1,14 @@
 """Packings found by probing synthetic engines, placements of blocks in chunks, views of caches."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from flashquant.v1 import kv_cache_pb2 as pb
 from flashquant.vllm.cache_view import runs_of, view_of
-from flashquant.vllm.geometry import ChunkShape, Packing, find_packing
+from flashquant.vllm.geometry import ChunkShape, Packing, find_packing, rows_packing
 from flashquant.vllm.placement import Placement
 from flashquant.vllm.staging import SaveRing, smallest_segment
 from flashquant.wire import pages_at
@@ -69,20 +71,15 @@ def test_probe_largest_chunk_numbers_stay_exact():
     assert found.k_channel_stride == 128
 
 
-def test_probe_amx_is_opaque_and_named_so():
-    shape = SHAPES[1]
-    found = find_packing(shape, "amx", writer_of(shape, amx(shape)))
-    assert found.opaque and found.name == "opaque-amx-32"
-    covered = sorted(offset + t * token + d * channel for offset, token, channel in
-                     ((found.k_offset, found.k_token_stride, found.k_channel_stride),
-                      (found.v_offset, found.v_token_stride, found.v_channel_stride))
-                     for t in range(32) for d in range(64))
-    assert covered == list(range(shape.head_elements))
-
-
-def test_probe_amx_chunk_longer_than_a_block_cannot_be_cached():
-    shape = ChunkShape(128, 1, 64, 2)
-    assert find_packing(shape, "amx", writer_of(shape, amx(shape))) is None
+@pytest.mark.parametrize("shape", [*SHAPES, ChunkShape(128, 1, 64, 2)], ids=str)
+def test_probe_amx_is_brought_into_rows(shape):
+    """No strides describe it, but every element has a place: the namespace is that of all rows."""
+    place = amx(shape)
+    found = find_packing(shape, "amx", writer_of(shape, place))
+    assert found.name == "rows" and replace(found, order=()) == rows_packing(shape.head_size)
+    staged = rows_side_by_side(shape)
+    assert all(found.order[staged(part, t, d)] == place(part, t, d) for part in range(2)
+               for t in range(shape.tokens) for d in range(shape.head_size))
 
 
 def test_probe_lossy_engine_is_opaque():
@@ -91,6 +88,12 @@ def test_probe_lossy_engine_is_opaque():
     write = writer_of(shape, vec(shape))
     found = find_packing(shape, "fp8", lambda k, v: np.round(write(k, v) / 16) * 16)
     assert found.opaque
+
+
+def test_probe_lossy_chunk_longer_than_a_block_cannot_be_cached():
+    shape = ChunkShape(128, 1, 64, 2)
+    write = writer_of(shape, vec(shape))
+    assert find_packing(shape, "fp8", lambda k, v: np.round(write(k, v) / 16) * 16) is None
 
 
 def test_probe_engine_that_mixes_heads_is_opaque():
@@ -161,6 +164,29 @@ def test_view_gather_scatter_whole_chunks_only(kind):
     view.gather(ids, staging)
     other.scatter(ids, staging)
     for layer in range(3):
+        for block in range(9):
+            expected = source if block in ids else before
+            assert torch.equal(target[layer][block].view(torch.int16),
+                               expected[layer][block].view(torch.int16))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ordered_view_copies_reorder_and_touch_their_chunks_only(kind):
+    """Staging is the engine's heads in `order`; back again, chunks are as they were."""
+    order = np.random.default_rng(5).permutation(2 * 32 * 64)
+    source, target = caches(3, 9, kind), caches(3, 9, kind)
+    before = [t.clone() for t in target]
+    view = view_of(source, 9, tuple(order.tolist()))
+    other = view_of(target, 9, tuple(order.tolist()))
+    ids = np.array([2, 3, 8, 0])
+    staging = torch.zeros(3, 4, view.words, dtype=torch.int64)
+    view.gather(ids, staging)
+    other.scatter(ids, staging)
+    heads = staging.view(torch.bfloat16).view(3, 4, 2, -1)
+    for layer in range(3):
+        for at, block in enumerate(ids):
+            engine = source[layer][block].reshape(2, -1)
+            assert torch.equal(heads[layer, at], engine[:, torch.from_numpy(order)])
         for block in range(9):
             expected = source if block in ids else before
             assert torch.equal(target[layer][block].view(torch.int16),

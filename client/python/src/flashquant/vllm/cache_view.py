@@ -1,6 +1,7 @@
 """Whole-chunk copies between an engine's KV cache and staging memory. Needs torch, no vllm.
 
-A chunk is a kernel block: a contiguous piece of one layer's tensor. All copies move opaque bytes.
+A chunk is a kernel block: a contiguous piece of one layer's tensor. Copies move bytes as they are,
+or, where the engine keeps a head in no order that strides describe, element by element.
 Not synchronised: the caller makes sure that nobody else touches the same chunks.
 """
 
@@ -58,6 +59,40 @@ class CacheView:
             begin += part.shape[0]
 
 
+@dataclass(frozen=True)
+class OrderedView(CacheView):
+    """Staged heads have another order than the engine's: see Packing.order. On a CPU only."""
+
+    order: np.ndarray    # [2 N D], int64: which element of the engine's head comes i-th
+    inverse: np.ndarray  # of it
+
+    def gather(self, ids: np.ndarray, out: torch.Tensor) -> None:
+        """As CacheView."""
+        for layer, cache in enumerate(self._caches()):
+            heads = self._heads(out[layer])
+            for at, first, count in runs_of(ids):
+                np.take(cache[first:first + count], self.order, axis=-1,
+                        out=heads[at:at + count], mode="clip")  # "raise" would copy `out`
+
+    def scatter(self, ids: np.ndarray, source: torch.Tensor) -> None:
+        """As CacheView."""
+        for layer, cache in enumerate(self._caches()):
+            heads = self._heads(source[layer])
+            for at, first, count in runs_of(ids):
+                cache[first:first + count] = np.take(heads[at:at + count], self.inverse, axis=-1,
+                                                     mode="clip")
+
+    def _caches(self) -> Iterable[np.ndarray]:
+        """Each layer of the cache."""
+        for _, part in self._layers():
+            yield from map(self._heads, part)
+
+    def _heads(self, chunks: torch.Tensor) -> np.ndarray:
+        """[chunks][words] as elements, [chunks][heads][2 N D]."""
+        elements = chunks.numpy().view(f"u{self.shape.element_bytes}")
+        return elements.reshape(len(chunks), self.shape.heads, self.shape.head_elements)
+
+
 def expand_ids(block_ids: list[int], chunks_per_block: int) -> np.ndarray:
     """Chunks of these blocks of vLLM's manager, in order; int64."""
     ids = np.asarray(block_ids, dtype=np.int64)
@@ -105,8 +140,10 @@ def layer_stride(tensors: list[torch.Tensor]) -> int | None:
     return step if equal and step > 0 and len({t.stride() for t in tensors}) == 1 else None
 
 
-def view_of(tensors: list[torch.Tensor], manager_blocks: int) -> CacheView:
-    """View of an engine's layers, in layer order. ValueError when they cannot be viewed."""
+def view_of(tensors: list[torch.Tensor], manager_blocks: int,
+            order: tuple[int, ...] = ()) -> CacheView:
+    """View of an engine's layers, in layer order; `order`: Packing.order. ValueError when they
+    cannot be viewed."""
     shapes = {(chunk_shape(t), t.shape[0]) for t in tensors}
     if len(shapes) != 1:
         raise ValueError(f"FlashQuant: layers with different KV shapes: {shapes}")
@@ -119,4 +156,9 @@ def view_of(tensors: list[torch.Tensor], manager_blocks: int) -> CacheView:
         parts = tuple(words_view(t, 1, WORD_BYTES) for t in tensors)
     else:
         parts = (words_view(tensors[0], len(tensors), stride),)
-    return CacheView(parts, shape, len(tensors), chunks // manager_blocks)
+    view = CacheView(parts, shape, len(tensors), chunks // manager_blocks)
+    if not order:
+        return view
+    places = np.asarray(order, dtype=np.int64)
+    return OrderedView(parts, shape, view.layers, view.chunks_per_block, places,
+                       np.argsort(places))

@@ -176,7 +176,7 @@ class FlashQuantConnector(KVConnectorBase_V1):
         from flashquant.vllm.worker_core import WorkerCore
 
         engine = self._engine
-        view = view_of(tensors, self._kv_cache_config.num_blocks)
+        view = view_of(tensors, self._kv_cache_config.num_blocks, self._packing.order)
         self._client = self._make_client(engine.rank, engine.checked_staging(view))
         self._worker = WorkerCore(self._client, view, self._packing, engine.block_tokens)
 

@@ -71,8 +71,8 @@ class Engine:
         require(packing is not None, f"the CPU's packing of blocks of {self.block_tokens} tokens "
                 "is not understood; use block_size 64")
         exact = Profile.parse(self.options.profile) is Profile.EXACT
-        require(exact or not packing.opaque, f"the KV packing ({packing.opaque}) is not strided: "
-                "only profile exact can be used on this machine")
+        require(exact or not packing.opaque, f"the KV packing ({packing.opaque}) does not give "
+                "back the numbers that were written: only profile exact can be used here")
         return packing
 
     def session_spec(self, packing: Packing, rank: int, segment_bytes: int) -> SessionSpec:

@@ -5,7 +5,7 @@ says where K and V of (token, channel) are. Strides here count elements. No vllm
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -27,6 +27,9 @@ class Packing:
     v_token_stride: int
     v_channel_stride: int
     opaque: str = ""  # not empty: the strides are only a way to number bytes; exact profile only
+    # Not empty: the strides are those of staged chunks; element i of a head there is the engine's
+    # element order[i], and copies between the two reorder (cache_view.OrderedView). [2 N D]
+    order: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -111,6 +114,13 @@ def strided_packing(positions: np.ndarray, shape: ChunkShape) -> Packing | None:
     return Packing(*strides)
 
 
+def ordered_packing(positions: np.ndarray, shape: ChunkShape) -> Packing:
+    """Rows side by side in staging, brought into that order one element at a time."""
+    place = np.argsort(positions).reshape(2, shape.tokens, shape.head_size)
+    order = tuple(place.transpose(1, 0, 2).ravel().tolist())
+    return replace(rows_packing(shape.head_size), order=order)
+
+
 def opaque_packing(shape: ChunkShape, isa: str) -> Packing | None:
     """Chunks as bytes nobody understands. None when a chunk is longer than a block: its halves
     would depend on each other's tokens."""
@@ -121,7 +131,9 @@ def opaque_packing(shape: ChunkShape, isa: str) -> Packing | None:
 
 
 def find_packing(shape: ChunkShape, isa: str, write: ChunkWriter) -> Packing | None:
-    """The engine's packing: strided if it is, else opaque, else None (cannot be cached)."""
+    """The engine's packing: strided if it is, else ordered; opaque where numbers do not come back
+    as they were written, or None (cannot be cached)."""
     positions = probe_positions(shape, write)
-    packing = None if positions is None else strided_packing(positions, shape)
-    return packing or opaque_packing(shape, isa)
+    if positions is None:
+        return opaque_packing(shape, isa)
+    return strided_packing(positions, shape) or ordered_packing(positions, shape)
