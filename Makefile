@@ -15,7 +15,7 @@ ATTEND_TEST = $(BUILD)/bin/attend_device_test --cache-folder=$(BUILD)/attend_cac
 export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
 
-.PHONY: help setup build node model demo test test-asan test-tsan test-gpu bench-gpu lint bench text quality quality-gate quality-vllm fuzz format lock
+.PHONY: help setup build node model demo test test-asan test-tsan test-gpu bench-gpu lint bench text quality quality-amount quality-gate quality-vllm fuzz format lock
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -90,13 +90,16 @@ bench:  ## benchmarks of kernels and store, kept in tests/bench/results
 	cmake --build build/bench
 	tests/bench/run.py
 
-text:  ## calibration and test texts, from Debian packages
+text:  ## texts to calibrate on, to choose by and to test on, from Debian packages
 	scripts/prepare_text.sh build/text
 
 quality: model text  ## the comparison of kernels/QUALITY.md, in build/quality (hours on a CPU)
 	$(EVAL) --device $(or $(DEVICE),cpu) --all-codecs --protocol running prefix --tokens 2048 4096 8192 \
 	  --prefix 1024 2048 4096 --prefix-windows $(if $(DEVICE),8,4) --tasks copy greedy recall human-eval --recall-keys 25 100 --problems 140 \
 	  -o build/quality/quality.json --plot build/quality/quality.svg
+
+quality-amount: model text  ## what half the calibration text costs, kept in tests/bench/results (DEVICE=cuda: six minutes)
+	$(PYTHON) tests/bench/calibration_amount.py --device $(or $(DEVICE),cpu) --seeds 0 1 2
 
 quality-gate: model text  ## the figures that make test holds the codec set to (minutes)
 	$(EVAL) --codecs compact near-lossless --tokens 1024 -o tests/bench/results/quality_gate.json

@@ -13,15 +13,15 @@ from tiny_model import make_model, make_texts
 
 from flashquant.calibrate.allocation import (DISTORTION, LEVELS, allocate, allocate_in_groups,
                                              gaussian_error, merge_heads, unit_channels)
-from flashquant.calibrate.command import split_texts
-from flashquant.calibrate.gradients import LayerInputs, draw_labels
+from flashquant.calibrate.command import MOST_DRAWS, SEQUENCES, draws_for, split_texts
+from flashquant.calibrate.gradients import OUTPUT_SHARE, LayerInputs, draw_labels
 from flashquant.calibrate.statistics import Sequence, Statistics, measure
 from flashquant.calibrate.tables import chain_words, fit_tables, half_words, k_means
 from flashquant.calibrate.transform import fit_transform
 from flashquant.cli import main
 from flashquant.codec import PartCodec
 from flashquant.codec_set import chain_values, half_pairs, parse_codec_set, read_codec_set
-from flashquant.models import load_model
+from flashquant.models import Window, load_model
 from flashquant.models.base import hidden_states
 from flashquant.models.text import Document, spread_sequences
 
@@ -161,28 +161,48 @@ def test_spread_sequences_in_turn_and_inside():
     assert all(len(s) == 50 for s in sequences)
 
 
-def test_measure_fisher_matches_autograd_of_whole_model(folder):
-    """The layer-by-layer backward pass gives the gradient of the loss in one piece."""
+@pytest.mark.parametrize("draws", [1, 3])
+def test_measure_fisher_matches_autograd_of_whole_model(folder, draws):
+    """The layer-by-layer backward pass gives the gradients of the losses in one piece, each of
+    labels of its own; V has its share of the gradients at the outputs of attention."""
     model = load_model(folder / "model")
     ids = torch.randint(256, (512,), generator=torch.Generator().manual_seed(0))
     found = Statistics("test")
-    measure(model, [Sequence(ids, 1)], found, 3, lambda _: None)
-    leaves = {}
+    measure(model, [Sequence(ids, 1)], found, 3, lambda _: None, draws=draws)
+    leaves = []
 
-    def detour(layer, k, v):
-        leaves[layer] = [torch.zeros_like(x, requires_grad=True) for x in (k, v)]
-        return k + leaves[layer][0], v + leaves[layer][1]
+    def leaf(x):
+        leaves.append(torch.zeros_like(x, requires_grad=True))
+        return x + leaves[-1]
 
-    hidden = hidden_states(model, ids, detour)[256:]
-    logits = hidden @ model.head_weight().T
-    labels = draw_labels(logits.detach().softmax(-1), torch.Generator().manual_seed(3))
-    torch.nn.functional.cross_entropy(logits, labels, reduction="sum").backward()
+    x = model.embed(ids)
     for layer in range(2):
-        for kv in (0, 1):
-            gradient = leaves[layer][kv].grad[:, 16:512 - 192]
-            expected = gradient.transpose(1, 2) @ gradient / gradient.shape[1]
-            assert torch.allclose(found.fisher()[layer, kv].float(), expected, rtol=1e-3,
-                                  atol=1e-4 * float(expected.abs().max()))
+        x = model.layer(layer, x, lambda _, k, v: (leaf(k), leaf(v)), Window(), attended=leaf)
+    logits = model.final_norm(x)[256:] @ model.head_weight().T
+    generator = torch.Generator().manual_seed(3)
+    gradients = []
+    for _ in range(draws):
+        labels = draw_labels(logits.detach().softmax(-1), generator)
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        gradients.append(torch.autograd.grad(loss, leaves, retain_graph=True))
+    k, v, outputs = (torch.stack([torch.cat([part[3 * layer + place] for part in gradients], 1)
+                                  for layer in range(2)]) for place in range(3))
+    k, v = (torch.cat([part[:, :, 512 * n + 16:512 * n + 320] for n in range(draws)], 2)
+            for part in (k, v))
+    k, v, outputs = (part.transpose(2, 3) @ part for part in (
+        k, v, outputs.unflatten(1, (2, 2)).flatten(2, 3)))
+    trace = v.diagonal(dim1=-2, dim2=-1).sum(-1) / outputs.diagonal(dim1=-2, dim2=-1).sum(-1)
+    v = (1 - OUTPUT_SHARE) * v + OUTPUT_SHARE * trace[..., None, None] * outputs
+    for kv, expected in enumerate((k, v)):
+        expected = expected / (draws * 304)
+        assert torch.allclose(found.fisher()[:, kv].float(), expected, rtol=1e-3,
+                              atol=1e-4 * float(expected.abs().max()))
+
+
+def test_draws_make_up_for_short_text():
+    half = [(tokens, count // 2) for tokens, count in SEQUENCES]
+    assert (draws_for(SEQUENCES), draws_for(half)) == (1, 3)
+    assert (draws_for([(512, 1)]), draws_for([(8192, 100)])) == (MOST_DRAWS, 1)
 
 
 def measured(model, sequences, file=None, stop=None):

@@ -17,8 +17,11 @@ from flashquant.codec_set import HEAD_SIZES, CodecSet, read_codec_set, write_cod
 from flashquant.models import ARCHITECTURES, Model, load_model
 from flashquant.models.text import Document, read_documents, spread_sequences
 
-CREATED_BY = "flashquant calibrate 2"
+CREATED_BY = "flashquant calibrate 3"
 SEQUENCES = ((8192, 4), (4096, 6), (1024, 20))
+SAMPLE_BLOCKS = 384
+MOST_DRAWS = 6
+DRAW_COST = 0.6  # of another draw, in runs of a sequence with one; two cores
 LEAST_TOKENS = 512
 
 
@@ -59,7 +62,10 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
     add("--sequences", type=_length_and_count, nargs="+", default=list(SEQUENCES),
         metavar="TOKENS:COUNT", help="how many sequences of which length are run; the longest as "
         f"long as what will be served (default: {' '.join(f'{n}:{c}' for n, c in SEQUENCES)})")
-    add("--sample-blocks", type=int, default=384,
+    add("--draws", type=int, metavar="N",
+        help="labels drawn per position for the sensitivity, each a backward pass (default: as "
+        f"many as take the time that less text saves, 1..{MOST_DRAWS})")
+    add("--sample-blocks", type=int, default=SAMPLE_BLOCKS,
         help="blocks of 64 rows kept for tables (default: %(default)s)")
     add("--profiles", type=int, default=32,
         help="most (K, V) profiles, 1..32 (default: %(default)s)")
@@ -98,9 +104,9 @@ def _check(args: argparse.Namespace) -> tuple[float, float]:
     bits = args.bits or [2.12, 4.12]
     if len(bits) != 2 or not 0 < bits[0] < bits[1] <= 16:
         raise ValueError(f"--bits: found {bits}, expected two, rising, in (0, 16]")
-    least = {"test_tokens": LEAST_TOKENS, "profiles": 1, "sample_blocks": 1}
+    least = {"test_tokens": LEAST_TOKENS, "profiles": 1, "sample_blocks": 1, "draws": 1}
     for name, lowest in least.items():
-        if getattr(args, name) < lowest:
+        if (getattr(args, name) or lowest) < lowest:
             raise ValueError(f"--{name.replace('_', '-')}: found {getattr(args, name)}, "
                              f"expected >= {lowest}")
     if args.profiles > 32:
@@ -125,32 +131,43 @@ def split_texts(texts: list[Path], test_texts: list[Path] | None) -> tuple[list[
     return texts, test_texts
 
 
-def _sequences(args: argparse.Namespace) -> list[Sequence]:
-    """The sequences to run. Blocks for tables come from the longest and those half as long."""
-    longest = max(tokens for tokens, _ in args.sequences)
-    documents = read_documents(args.model, args.text, longest)
-    total = sum(tokens * count for tokens, count in args.sequences if 2 * tokens >= longest)
+def choose_sequences(documents: list[Document], sequences: list[tuple[int, int]],
+                     sample_blocks: int = SAMPLE_BLOCKS) -> list[Sequence]:
+    """What to run of `documents`: (tokens, count) each. `sample_blocks` for tables come from the
+    longest and those half as long."""
+    longest = max(tokens for tokens, _ in sequences)
+    total = sum(tokens * count for tokens, count in sequences if 2 * tokens >= longest)
     found = []
-    for tokens, count in args.sequences:
-        blocks = max(1, round(args.sample_blocks * tokens / total)) if 2 * tokens >= longest else 0
+    for tokens, count in sequences:
+        blocks = max(1, round(sample_blocks * tokens / total)) if 2 * tokens >= longest else 0
         found += [Sequence(ids, blocks) for ids in spread_sequences(documents, tokens, count)]
     return found
 
 
+def draws_for(sequences: list[tuple[int, int]]) -> int:
+    """Labels per position, 1 to MOST_DRAWS, that take the time which less text than the default's
+    saves: what short text lacks is Fisher matrices, and their noise is in the drawn labels."""
+    tokens, default = (sum(n * count for n, count in some) for some in (sequences, SEQUENCES))
+    return min(MOST_DRAWS, 1 + max(0, round((default / tokens - 1) / DRAW_COST)))
+
+
 def _statistics(args: argparse.Namespace, model: Model) -> Statistics:
-    sequences = _sequences(args)
-    digest = hashlib.sha256(f"{model.name} {args.seed} {args.device}".encode())
+    documents = read_documents(args.model, args.text, max(n for n, _ in args.sequences))
+    sequences = choose_sequences(documents, args.sequences, args.sample_blocks)
+    draws = args.draws or draws_for(args.sequences)
+    digest = hashlib.sha256(f"{model.name} {args.seed} {args.device} {draws}".encode())
     for sequence in sequences:
         digest.update(f"{sequence.blocks} {sequence.ids.tolist()}".encode())
     statistics = Statistics(plan=digest.hexdigest())
     if args.statistics and args.statistics.exists():
         statistics = Statistics.load(args.statistics)
         if statistics.plan != digest.hexdigest():
-            raise ValueError(f"{args.statistics}: measured with another model, text, seed, device "
-                             f"or --sequences: found plan {statistics.plan[:8]}, expected "
+            raise ValueError(f"{args.statistics}: measured with another model, text, seed, device, "
+                             f"--draws or --sequences: found plan {statistics.plan[:8]}, expected "
                              f"{digest.hexdigest()[:8]}; name another file")
         _say(f"statistics of {statistics.done} sequences from {args.statistics}")
-    measure(model, sequences, statistics, args.seed, _say, args.statistics)
+    _say(f"{len(sequences)} sequences, {draws} labels drawn per position")
+    measure(model, sequences, statistics, args.seed, _say, args.statistics, draws)
     return statistics
 
 

@@ -1,6 +1,7 @@
 """Fisher matrices of K and V rows by a backward pass that holds one layer's graph at a time."""
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,6 +12,8 @@ from flashquant.models import Model, Rows, Window
 HEAD_CHUNK = 256
 FIRST_LABEL = 256
 MEMORY_BYTES = 1 << 30
+OUTPUT_SHARE = 0.2
+TINY = 1e-30
 
 
 class LayerInputs:
@@ -54,43 +57,86 @@ def draw_labels(probabilities: Tensor, generator: torch.Generator) -> Tensor:
     return torch.searchsorted(total, place, right=True)[:, 0].clamp_max(total.shape[1] - 1)
 
 
-def _label_gradient(model: Model, hidden: Tensor, first: int,
-                    generator: torch.Generator) -> Tensor:
-    """d NLL / d hidden [T, D] for labels drawn from the model itself, at positions >= first."""
-    gradient = torch.zeros_like(hidden)
+def _label_gradients(model: Model, hidden: Tensor, first: int, draws: int,
+                     generator: torch.Generator) -> Tensor:
+    """d NLL / d hidden, [draws, T, D]: labels drawn from the model itself, at positions >= first.
+
+    It is the mean row of the head under the model's probabilities less the row of the label, so
+    all draws share the products with the head.
+    """
+    gradients = hidden.new_zeros(draws, *hidden.shape)
     weight = model.head_weight()
     for begin in range(first, len(hidden), HEAD_CHUNK):
         part = hidden[begin:begin + HEAD_CHUNK].to(weight.dtype)
         probabilities = (part @ weight.T).float().softmax(-1)
-        labels = draw_labels(probabilities, generator)
-        probabilities[torch.arange(len(part), device=part.device), labels] -= 1.0
-        gradient[begin:begin + HEAD_CHUNK] = (probabilities.to(weight.dtype) @ weight).float()
-    return gradient
+        mean = (probabilities.to(weight.dtype) @ weight).float()
+        for gradient in gradients:
+            labels = draw_labels(probabilities, generator)
+            gradient[begin:begin + HEAD_CHUNK] = mean - weight[labels].float()
+    return gradients
 
 
-def _far_gradients(model: Model, index: int, x: Tensor, gradient: Tensor,
-                   window: Window) -> tuple[Tensor, Tensor]:
-    """Runs layer `index` on x [T, D] with gradients: (d/dx, [2, G, T, d] d/d far rows)."""
+@dataclass(frozen=True)
+class _Gradients:
+    """Of one layer and one draw: d/d its input [T, D], d/d far rows [2, G, T, d], d/d what its
+    attention gives [H, T, d]."""
+
+    x: Tensor
+    rows: Tensor
+    attended: Tensor
+
+
+def _layer_gradients(model: Model, index: int, x: Tensor, gradients: Tensor,
+                     window: Window) -> list[_Gradients]:
+    """Runs layer `index` on x [T, D] once, and back for each of `gradients` [draws, T, D]."""
     leaves: list[Tensor] = []
 
-    def detour(_: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        leaves.extend([torch.zeros_like(k, requires_grad=True),
-                       torch.zeros_like(v, requires_grad=True)])
-        return k + leaves[0], v + leaves[1]
+    def leaf(y: Tensor) -> Tensor:
+        leaves.append(torch.zeros_like(y, requires_grad=True))
+        return y + leaves[-1]
 
     with torch.enable_grad():
         start = x.detach().requires_grad_()
-        out = model.layer(index, start, detour, window)
-        grads = torch.autograd.grad(out, [start, *leaves], gradient)
-    return grads[0], torch.stack(grads[1:])
+        out = model.layer(index, start, lambda _, k, v: (leaf(k), leaf(v)), window, attended=leaf)
+    found = []
+    for gradient in gradients:
+        down, k, v, attended = torch.autograd.grad(out, [start, *leaves], gradient,
+                                                   retain_graph=True)
+        found.append(_Gradients(down, torch.stack([k, v]), attended.float()))
+    return found
+
+
+def _moment(rows: Tensor) -> Tensor:
+    """Mean of x x^T over rows [..., N, d]."""
+    return rows.transpose(-1, -2) @ rows / rows.shape[-2]
+
+
+def _level(matrix: Tensor) -> Tensor:
+    """Mean of the diagonal of [..., d, d], [..., 1, 1]."""
+    return matrix.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None]
+
+
+def _steadied(fisher: Tensor, attended: Tensor) -> Tensor:
+    """Fisher matrices of V [G, d, d] with a share of those of attention's outputs, `attended`
+    [H, T, d], at the same level.
+
+    A row's gradient is a sum over all queries that see it, much the same for all rows of a head
+    that looks everywhere: few samples of a sequence. The gradient at an output is of one query.
+    """
+    of_group = attended.unflatten(0, (len(fisher), -1)).flatten(1, 2)
+    shape = _moment(of_group)
+    return ((1 - OUTPUT_SHARE) * fisher
+            + OUTPUT_SHARE * _level(fisher) / _level(shape).clamp_min(TINY) * shape)
 
 
 @torch.no_grad()
-def fisher_of(model: Model, ids: Tensor, window: Window, seed: int, observe: Rows) -> Tensor:
+def fisher_of(model: Model, ids: Tensor, window: Window, seed: int, observe: Rows,
+              draws: int = 1) -> Tensor:
     """E[g g^T] over far rows of one sequence [T], [L,2,G,d,d]; `observe` sees the rows on the way.
 
-    True Fisher (labels from the model: Kunstner et al. 2019), one sample per position. Layers are
-    run again one by one backwards, so only their inputs are kept.
+    True Fisher (labels from the model: Kunstner et al. 2019), `draws` labels per position, each of
+    which takes a backward pass. Layers are run again one by one backwards, so only their inputs are
+    kept.
     """
     inputs, x = LayerInputs(), model.embed(ids)
     for index in range(model.layers):
@@ -100,12 +146,16 @@ def fisher_of(model: Model, ids: Tensor, window: Window, seed: int, observe: Row
         last = x.detach().requires_grad_()
         hidden = model.final_norm(last)
     generator = torch.Generator(x.device).manual_seed(seed)
-    gradient = _label_gradient(model, hidden.detach(), min(FIRST_LABEL, len(ids) // 2), generator)
-    (gradient,) = torch.autograd.grad(hidden, last, gradient)
+    first = min(FIRST_LABEL, len(ids) // 2)
+    gradients = _label_gradients(model, hidden.detach(), first, draws, generator)
+    for gradient in gradients:
+        gradient.copy_(torch.autograd.grad(hidden, last, gradient, retain_graph=True)[0])
     fisher = torch.zeros(model.layers, 2, model.kv_heads, model.head_size, model.head_size)
-    stop = len(ids) - window.recent - window.chunk
+    far = slice(window.sinks, len(ids) - window.recent - window.chunk)
     for index in reversed(range(model.layers)):
-        gradient, rows = _far_gradients(model, index, inputs.pop(), gradient, window)
-        rows = rows[:, :, window.sinks:stop]
-        fisher[index] = (rows.transpose(2, 3) @ rows / rows.shape[2]).cpu()
+        found = _layer_gradients(model, index, inputs.pop(), gradients, window)
+        gradients = torch.stack([one.x for one in found])
+        k, v = sum(_moment(one.rows[:, :, far]) for one in found) / draws
+        fisher[index, 0] = k.cpu()
+        fisher[index, 1] = _steadied(v, torch.cat([one.attended for one in found], 1)).cpu()
     return fisher

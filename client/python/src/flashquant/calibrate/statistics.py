@@ -129,11 +129,12 @@ class _Rows:
         return k, v
 
 
-def observe(model: Model, sequence: Sequence, seed: int,
+def observe(model: Model, sequence: Sequence, seed: int, draws: int = 1,
             window: Window = Window()) -> tuple[Sums, Tensor]:
-    """Runs one sequence forwards and backwards: its sums, and its sample rows [L,2,G,64 b,d]."""
+    """Runs one sequence forwards and `draws` times backwards: its sums, and its sample rows
+    [L,2,G,64 b,d]."""
     rows = _Rows(model, sequence, window)
-    rows.sums.fisher = fisher_of(model, sequence.ids, window, seed, rows).double()
+    rows.sums.fisher = fisher_of(model, sequence.ids, window, seed, rows, draws).double()
     rows.sums.sequences = 1
     return rows.sums, torch.stack(rows.blocks)
 
@@ -155,8 +156,9 @@ class _Clock:
 
 
 def measure(model: Model, sequences: list[Sequence], statistics: Statistics, seed: int,
-            progress: Progress, file: Path | None = None) -> None:
-    """Adds to `statistics` the `sequences` that are not in it; keeps `file` up to date if given.
+            progress: Progress, file: Path | None = None, draws: int = 1) -> None:
+    """Adds to `statistics` the `sequences` that are not in it, with `draws` labels per position;
+    keeps `file` up to date if given.
 
     A run that was stopped and goes on from `file` gives the same statistics as one that was not.
     Memory: inputs of all layers of one sequence (on disk if large) and one layer's graph.
@@ -165,7 +167,7 @@ def measure(model: Model, sequences: list[Sequence], statistics: Statistics, see
     saved = time.monotonic()
     for number in range(statistics.done, len(sequences)):
         sequence = sequences[number]
-        sums, blocks = observe(model, sequence, seed + number)
+        sums, blocks = observe(model, sequence, seed + number, draws)
         statistics.by_length.setdefault(len(sequence.ids), Sums.zero(model)).add(sums)
         statistics.blocks.append(blocks)
         statistics.done = number + 1

@@ -19,6 +19,8 @@ Past = tuple[Tensor, Tensor]
 # (layer, K rows [G, T, d] after RoPE, V rows [G, T, d]) -> the rows that far queries see instead.
 # Of N sequences that are run together: [N, G, T, d].
 Rows = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
+# What attention gives [..., H, T, d], before the matrix behind it -> what that sees instead.
+Attended = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class Window:
         return max(self.sinks, (chunk_begin - self.recent) // self.chunk * self.chunk)
 
 
+def as_it_is(x: Tensor) -> Tensor:
+    """The `Attended` that changes nothing."""
+    return x
+
+
 class Model(Protocol):
     """A decoder whose K and V rows can be replaced. Weights are constant; positions start at 0."""
 
@@ -53,9 +60,10 @@ class Model(Protocol):
         """ids [..., T], on any device -> input of layer 0, [..., T, D] FP32, on `device`."""
 
     def layer(self, index: int, x: Tensor, rows: Rows, window: Window,
-              past: Past | None = None) -> Tensor:
+              past: Past | None = None, attended: Attended = as_it_is) -> Tensor:
         """x [..., T, D] -> output of layer `index`, the same; far queries see what `rows` returns
-        for the P rows of `past` and the T of x. P must be a multiple of the window's chunk."""
+        for the P rows of `past` and the T of x. P must be a multiple of the window's chunk.
+        `attended`: see `Attended`."""
 
     def final_norm(self, x: Tensor) -> Tensor:
         """Output of the last layer [..., T, D] -> input of the vocabulary head."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from flashquant.models.base import Past, Rows, Window, windowed_attention
+from flashquant.models.base import Attended, Past, Rows, Window, as_it_is, windowed_attention
 from flashquant.models.rotary import rotation
 from flashquant.models.settings import Settings
 from flashquant.models.weights import Weights
@@ -101,7 +101,7 @@ class Decoder:
         return self._embedding[ids.to(self.device)].float() * self._settings.embedding_scale
 
     def layer(self, index: int, x: Tensor, rows: Rows, window: Window,
-              past: Past | None = None) -> Tensor:
+              past: Past | None = None, attended: Attended = as_it_is) -> Tensor:
         """See `Model`."""
         block = self._blocks[index]
         dtype = block["q"][0].dtype
@@ -111,6 +111,7 @@ class Decoder:
             k, v = torch.cat([past[0], k], -2), torch.cat([past[1], v], -2)
         far = tuple(part.to(dtype) for part in rows(index, k.float(), v.float()))
         seen = windowed_attention(q.to(dtype), k, v, far, window, self._settings.sliding[index])
+        seen = attended(seen)
         seen = F.linear(seen.transpose(-3, -2).flatten(-2), *block["o"])
         x = x + self._after(index, "after_attention", seen)
         normed = self._rms_norm(x, *block["before_mlp"]).to(dtype)
