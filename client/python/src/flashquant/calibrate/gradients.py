@@ -99,9 +99,9 @@ def _layer_gradients(model: Model, index: int, x: Tensor, gradients: Tensor,
         start = x.detach().requires_grad_()
         out = model.layer(index, start, lambda _, k, v: (leaf(k), leaf(v)), window, attended=leaf)
     found = []
-    for gradient in gradients:
+    for number, gradient in enumerate(gradients, 1):
         down, k, v, attended = torch.autograd.grad(out, [start, *leaves], gradient,
-                                                   retain_graph=True)
+                                                   retain_graph=number < len(gradients))
         found.append(_Gradients(down, torch.stack([k, v]), attended.float()))
     return found
 
@@ -135,8 +135,8 @@ def fisher_of(model: Model, ids: Tensor, window: Window, seed: int, observe: Row
     """E[g g^T] over far rows of one sequence [T], [L,2,G,d,d]; `observe` sees the rows on the way.
 
     True Fisher (labels from the model: Kunstner et al. 2019), `draws` labels per position, each of
-    which takes a backward pass. Layers are run again one by one backwards, so only their inputs are
-    kept.
+    which takes a backward pass; V's with a share of attention's outputs (`_steadied`). Layers are
+    run again one by one backwards, so only their inputs are kept.
     """
     inputs, x = LayerInputs(), model.embed(ids)
     for index in range(model.layers):
