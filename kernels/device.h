@@ -88,6 +88,16 @@ class DeviceCodec {
   virtual const SlabShape& shape() const = 0;
 };
 
+// Rows of `row_bytes` bytes each, `stride_bytes` apart in device memory, wanted one behind the
+// other in host memory.
+struct DeviceFetch {
+  std::byte* host = nullptr;  // [rows * row_bytes]
+  const std::byte* device = nullptr;
+  uint32_t row_bytes = 0, rows = 1;
+  uint64_t stride_bytes = 0;
+  uint64_t bytes() const { return uint64_t{row_bytes} * rows; }
+};
+
 // Work on the device, done in the order in which it was queued. One thread at a time. What a call
 // is given must live until Finish; the addresses are trusted. Failed CUDA calls become Internal
 // with the name of the call, or ResourceExhausted without memory.
@@ -111,6 +121,9 @@ class DeviceQueue {
   // The same the other way. May overtake what was queued before it, back to the last Finish, so
   // that it runs beside kernels: nothing of that may use `device`. What is queued later waits.
   virtual absl::Status CopyToDevice(std::byte* device, absl::Span<const std::byte> host) = 0;
+
+  // Many small copies at once; `host` is any memory.
+  virtual absl::Status Fetch(absl::Span<const DeviceFetch> parts) = 0;
 
   // Returns when all that was queued is done.
   virtual absl::Status Finish() = 0;

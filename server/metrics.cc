@@ -274,7 +274,8 @@ Metrics::Metrics() {
 
 void Metrics::Add(Metric metric, std::initializer_list<absl::string_view> labels,
                   double amount) const {
-  std::string key = RowOf(metric).name;
+  thread_local std::string key;  // calls add some thousand times: its memory stays
+  key = RowOf(metric).name;
   for (absl::string_view label : labels) absl::StrAppend(&key, "|", label);
   if (auto it = counters_.find(key); it != counters_.end()) return it->second->Increment(amount);
   if (auto it = histograms_.find(key); it != histograms_.end()) it->second->Observe(amount);

@@ -109,6 +109,7 @@ inline size_t CodedBytes(const Pin& pin) { return pin.primary().size() + pin.ref
 uint64_t EncodedBytes(const LeasedBlocks& blocks);
 
 class QualityWatch;
+class SampledBlock;  // page_path_device.cc
 
 class PagePath {
  public:
@@ -207,8 +208,7 @@ class PagePath {
     bool publish = false;
   };
   absl::StatusOr<DeviceRoom> RoomOnDevice(const Pin& host_pin, MonotonicTime wait_until);
-  void MeasureOnDevice(const SlabSpace& space, const StoreCall& call, const Plan& plan,
-                       size_t index, const Reservation& room);
+  void MeasureLater(std::vector<std::unique_ptr<SampledBlock>> samples);
   absl::Status CheckDevice() const;  // Unavailable: no GPU, or it has failed
   absl::Status RunOnDevice(DeviceCall& call);
 

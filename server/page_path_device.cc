@@ -71,68 +71,6 @@ DeviceCall CallOf(DeviceWork work, const CallContext& context, const SlabSpace& 
   return call;
 }
 
-// Memory as the system gives it: what is never written costs nothing.
-struct HostBuffer {
-  std::unique_ptr<std::byte[]> data;
-  size_t bytes = 0;
-  absl::Span<const std::byte> span() const { return {data.get(), bytes}; }
-};
-
-// Copies of some pages of one block: their bytes in the extents, and the engine's rows.
-struct FetchedPages {
-  FetchedPages(const SlabSpace& s, const CallerPages& c, size_t block_index)
-      : space(s), caller(c), place(c.pages.places[block_index]) {
-    call.work = DeviceWork::kRead;
-  }
-
-  // Other bytes of the copy stay undefined; nobody reads them.
-  void AddExtent(PageKind kind, bool sink, absl::Span<const int> sample,
-                 absl::Span<const std::byte> extent) {
-    extents.push_back({std::unique_ptr<std::byte[]>(new std::byte[extent.size()]), extent.size()});
-    if (extent.empty()) return;
-    for (int page : sample) {
-      const auto part = space.codec->PageInExtent(kind, sink, page);
-      if (!part.ok()) continue;  // not possible for what was just encoded
-      call.downloads.push_back(
-          {{extents.back().data.get() + part->offset, part->bytes}, extent.data() + part->offset});
-    }
-  }
-
-  void AddRows(int page) {
-    const PageLayout& layout = caller.pages.layout;
-    const SlabShape& shape = space.shape();
-    const std::byte* head = caller.device->layers()[static_cast<size_t>(page / shape.heads())] +
-                            static_cast<uint64_t>(page % shape.heads()) * layout.head_stride;
-    pages.push_back({Rows(head + layout.k_offset), Rows(head + layout.v_offset)});
-  }
-
-  // From the first row to the last of each chunk, what lies between them included.
-  SourceRows Rows(const std::byte* begin) {
-    const PageLayout& layout = caller.pages.layout;
-    const auto element = static_cast<uint64_t>(ElementBytes(space.shape().dtype));
-    const size_t bytes =
-        (layout.tokens_per_chunk - 1) * layout.k_token_stride + space.shape().head_size * element;
-    SourceRows rows;
-    rows.tokens_per_chunk = static_cast<int32_t>(layout.tokens_per_chunk);
-    rows.first_token = static_cast<int32_t>(place.first_token);
-    rows.token_stride = static_cast<int64_t>(layout.k_token_stride / element);
-    for (size_t i = 0; i < place.chunk_offsets.size(); ++i) {
-      rows_memory.push_back({std::unique_ptr<std::byte[]>(new std::byte[bytes]), bytes});
-      rows.chunks[i] = rows_memory.back().data.get();
-      call.downloads.push_back(
-          {{rows_memory.back().data.get(), bytes}, begin + place.chunk_offsets[i]});
-    }
-    return rows;
-  }
-
-  const SlabSpace& space;
-  const CallerPages& caller;
-  const BlockPlace& place;
-  DeviceCall call;
-  std::vector<HostBuffer> extents, rows_memory;
-  std::vector<SourcePage> pages;
-};
-
 // Returns once the engine's stream has passed its event. Waits in the caller's thread, so that an
 // engine that dies holds up nobody else's call.
 absl::Status AwaitEngine(const CallContext& context, const WorkerEvent* event) {
@@ -151,6 +89,99 @@ absl::Status AwaitEngine(const CallContext& context, const WorkerEvent* event) {
 }
 
 }  // namespace
+
+// A block of a store whose error will be measured: copies of some of its pages, coded and as the
+// engine has them. Stays where it is while the GPU fills it.
+class SampledBlock {
+ public:
+  SampledBlock(const SlabSpace& space, Profile profile, const BlockId& id, std::vector<int> pages)
+      : space_(space), profile_(profile), id_(id), pages_(std::move(pages)) {}
+
+  // Bytes between the pages stay undefined; nobody reads them.
+  void AddExtent(PageKind kind, size_t block, absl::Span<const std::byte> extent,
+                 DeviceCall& call) {
+    auto& copy = kind == PageKind::kRefinement ? refinement_ : primary_;
+    copy = {std::unique_ptr<std::byte[]>(new std::byte[extent.size()]), extent.size()};
+    if (extent.empty()) return;
+    for (int page : pages_) {
+      const auto part = space_.codec->PageInExtent(kind, id_.index == 0, page);
+      if (!part.ok()) continue;  // not possible for what is just encoded
+      AddSample(block, copy.data.get() + part->offset, extent.data() + part->offset,
+                {part->bytes, 1, 0}, call);
+    }
+  }
+
+  void AddRows(const CallerPages& caller, const BlockPlace& place, size_t block, DeviceCall& call) {
+    const PageLayout& layout = caller.pages.layout;
+    const SlabShape& shape = space_.shape();
+    const size_t side_bytes = kBlockTokens * RowBytes();
+    rows_.resize(2 * side_bytes * pages_.size());
+    std::byte* to = rows_.data();
+    for (int page : pages_) {
+      const std::byte* head = caller.device->layers()[static_cast<size_t>(page / shape.heads())] +
+                              static_cast<uint64_t>(page % shape.heads()) * layout.head_stride;
+      sources_.push_back({DenseRows(to), DenseRows(to + side_bytes)});
+      for (uint64_t offset : {layout.k_offset, layout.v_offset}) {
+        AddSide(layout, place, head + offset, std::exchange(to, to + side_bytes), block, call);
+      }
+    }
+  }
+
+  void Measure(QualityWatch& quality) const {
+    quality.MeasureEncoded(space_, profile_, {id_, primary_.span(), refinement_.span()}, pages_,
+                           sources_);
+  }
+
+ private:
+  // Memory as the system gives it: what is never written costs nothing.
+  struct HostBuffer {
+    std::unique_ptr<std::byte[]> data;
+    size_t bytes = 0;
+    absl::Span<const std::byte> span() const { return {data.get(), bytes}; }
+  };
+  struct RowsOfPart {
+    size_t row_bytes;
+    uint32_t rows;
+    uint64_t stride_bytes;
+  };
+
+  size_t RowBytes() const {
+    return static_cast<size_t>(ElementBytes(space_.shape().dtype)) * space_.shape().head_size;
+  }
+
+  static void AddSample(size_t block, std::byte* to, const std::byte* from, const RowsOfPart& rows,
+                        DeviceCall& call) {
+    call.samples.push_back(
+        {block, {to, from, static_cast<uint32_t>(rows.row_bytes), rows.rows, rows.stride_bytes}});
+  }
+
+  // K or V of a head, chunk by chunk.
+  void AddSide(const PageLayout& layout, const BlockPlace& place, const std::byte* from,
+               std::byte* to, size_t block, DeviceCall& call) const {
+    const uint32_t rows = std::min<uint32_t>(layout.tokens_per_chunk, kBlockTokens);
+    from += place.first_token * layout.k_token_stride;
+    for (uint64_t offset : place.chunk_offsets) {
+      AddSample(block, to, from + offset, {RowBytes(), rows, layout.k_token_stride}, call);
+      to += rows * RowBytes();
+    }
+  }
+
+  SourceRows DenseRows(const std::byte* begin) const {
+    SourceRows rows;
+    rows.chunks[0] = begin;
+    rows.tokens_per_chunk = kBlockTokens;
+    rows.token_stride = space_.shape().head_size;
+    return rows;
+  }
+
+  const SlabSpace space_;
+  const Profile profile_;
+  const BlockId id_;
+  const std::vector<int> pages_;
+  HostBuffer primary_, refinement_;
+  std::vector<std::byte> rows_;  // [page][K|V][64][head_size]
+  std::vector<SourcePage> sources_;
+};
 
 absl::Status PagePath::CheckDevice() const {
   if (scheduler_ != nullptr && tiers_->has_device()) return absl::OkStatus();
@@ -181,8 +212,11 @@ absl::Status PagePath::StoreFromDevice(const CallContext& context, const SlabSpa
   std::vector<Pin> pins(call.keys.size());  // a batch must not evict its own first blocks
   std::vector<Reserved> reserved;
   const MonotonicTime wait_until = WaitUntil(context);
+  std::vector<std::unique_ptr<SampledBlock>> samples;
   const CallerRows rows(call.source, space.shape());
   DeviceCall work = CallOf(DeviceWork::kEncode, context, space, call.source, rows);
+  work.blocks.reserve(call.keys.size());
+  reserved.reserve(call.keys.size());
   for (size_t i = 0; i < call.keys.size(); ++i) {
     Reserved one{i, {}, {}};
     FQ_ASSIGN_OR_RETURN(one.plan, PlanOf(space, call, i));
@@ -192,6 +226,16 @@ absl::Status PagePath::StoreFromDevice(const CallContext& context, const SlabSpa
     DeviceBlock block = BlockAt(one.plan.id, one.plan.kind, call.source.pages.places[i]);
     block.primary = Data(one.room.primary());
     block.refinement = Data(one.room.refinement());
+    std::vector<int> pages = quality_->PagesToMeasure(space, call.profile, call.keys[i]);
+    if (!pages.empty()) {
+      auto sample =
+          std::make_unique<SampledBlock>(space, call.profile, one.plan.id, std::move(pages));
+      const size_t at = work.blocks.size();
+      sample->AddExtent(PageKind::kBase, at, one.room.primary(), work);
+      sample->AddExtent(PageKind::kRefinement, at, one.room.refinement(), work);
+      sample->AddRows(call.source, call.source.pages.places[i], at, work);
+      samples.push_back(std::move(sample));
+    }
     work.blocks.push_back(block);
     reserved.push_back(std::move(one));
   }
@@ -199,7 +243,6 @@ absl::Status PagePath::StoreFromDevice(const CallContext& context, const SlabSpa
   const MonotonicTime begin = SteadyNow();
   FQ_RETURN_IF_ERROR(RunOnDevice(work));
   FQ_RETURN_IF_ERROR(context.Check());  // given up, the caller may have used its pages again
-  for (const Reserved& one : reserved) MeasureOnDevice(space, call, one.plan, one.index, one.room);
   uint64_t coded_bytes = 0;
   for (Reserved& one : reserved) {
     pins[one.index] = std::move(one.room).Publish();
@@ -207,22 +250,20 @@ absl::Status PagePath::StoreFromDevice(const CallContext& context, const SlabSpa
     CountStored(space, call, one.plan);
   }
   encode_rate_.Add(coded_bytes, SteadyNow() - begin);
+  MeasureLater(std::move(samples));
   return absl::OkStatus();
 }
 
-// Fetches the sampled pages, coded and as the engine has them.
-void PagePath::MeasureOnDevice(const SlabSpace& space, const StoreCall& call, const Plan& plan,
-                               size_t index, const Reservation& room) {
-  const std::vector<int> sample = quality_->PagesToMeasure(space, call.profile, plan.id.key);
-  if (sample.empty()) return;
-  FetchedPages fetched(space, call.source, index);
-  fetched.AddExtent(PageKind::kBase, plan.id.index == 0, sample, room.primary());
-  fetched.AddExtent(PageKind::kRefinement, plan.id.index == 0, sample, room.refinement());
-  for (int page : sample) fetched.AddRows(page);
-  if (!RunOnDevice(fetched.call).ok()) return;
-  quality_->MeasureEncoded(space, call.profile,
-                           {plan.id, fetched.extents[0].span(), fetched.extents[1].span()}, sample,
-                           fetched.pages);
+// On a worker, not in the caller's time. While too many calls wait for one, nothing is measured.
+void PagePath::MeasureLater(std::vector<std::unique_ptr<SampledBlock>> samples) {
+  if (samples.empty()) return;
+  auto shared =
+      std::make_shared<const std::vector<std::unique_ptr<SampledBlock>>>(std::move(samples));
+  workers_
+      ->Submit([quality = quality_, shared] {
+        for (const auto& sample : *shared) sample->Measure(*quality);
+      })
+      .IgnoreError();
 }
 
 absl::StatusOr<PagePath::DeviceRoom> PagePath::RoomOnDevice(const Pin& host_pin,
@@ -249,6 +290,7 @@ absl::Status PagePath::LoadToDevice(const CallContext& context, const SlabSpace&
   FQ_RETURN_IF_ERROR(AwaitEngine(context, target.device->event()));
   const CallerRows rows(target, space.shape());
   DeviceCall work = CallOf(DeviceWork::kDecode, context, space, target, rows);
+  work.blocks.reserve(blocks.block_count);
   const MonotonicTime wait_until = WaitUntil(context);
   std::vector<size_t> indices;     // of the lease, per block of `work`
   std::vector<DeviceRoom> copies;  // per block of `work`; empty when the slab is there already

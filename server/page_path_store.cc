@@ -135,6 +135,7 @@ void PagePath::DropRefinementsBehindTail(const SlabSpace& space, const StoreCall
     {
       Pin pin = tiers_->Find(key);
       if (!pin || pin.tag().profile != static_cast<uint8_t>(Profile::kCompact)) continue;
+      if (pin.refinement().empty()) continue;
     }
     if (tiers_->DropRefinement(key)) metrics_->Add(Metric::kTailRefinements, {}, 1);
   }

@@ -16,7 +16,7 @@ namespace {
 
 constexpr size_t kMinStaging = size_t{1} << 20;
 constexpr size_t kMinJobs = 1 << 12, kMaxJobs = 1 << 18;  // of a launch; 256 KiB and 16 MiB
-constexpr std::chrono::microseconds kSpin{100};
+constexpr std::chrono::microseconds kSpin{250};           // a block or two of a large model
 
 size_t Align(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
@@ -126,7 +126,7 @@ absl::Status CudaQueue::Decode(const DeviceCodec& codec, absl::Span<const Device
                                absl::Span<const DeviceBlock> blocks, absl::Span<uint8_t> broken) {
   if (blocks.empty()) return absl::OkStatus();
   FQ_ASSIGN_OR_RETURN(const Call call, Upload(static_cast<const CudaCodec&>(codec), rows, blocks));
-  flags_.push_back({call.broken, broken});
+  results_.push_back({call.broken, broken.data(), broken.size()});
   FQ_RETURN_IF_ERROR(AwaitUploads());
   FQ_RETURN_IF_ERROR(CheckSlabHeads(call.heads, call.head_count, call.broken, stream_));
   return CodeGroups(call, [&](const Group& group, const PageJobs& jobs) {
@@ -165,6 +165,27 @@ absl::Status CudaQueue::AwaitUploads() {
   FQ_RETURN_IF_CUDA_ERROR(cudaEventRecord(uploaded_, upload_stream_));
   FQ_RETURN_IF_CUDA_ERROR(cudaStreamWaitEvent(stream_, uploaded_, 0));
   return absl::OkStatus();
+}
+
+// In the staging buffers: the list, and on the host what comes.
+absl::Status CudaQueue::Fetch(absl::Span<const DeviceFetch> parts) {
+  if (parts.empty()) return absl::OkStatus();
+  FQ_RETURN_IF_CUDA_ERROR(cudaSetDevice(ordinal_));
+  FQ_RETURN_IF_ERROR(AwaitUploads());
+  const size_t list_bytes = Align(sizeof(DeviceFetch) * parts.size());
+  size_t bytes = list_bytes;
+  for (const DeviceFetch& part : parts) bytes += Align(part.bytes());
+  FQ_ASSIGN_OR_RETURN(const size_t begin, Stage(bytes));
+  auto* list = reinterpret_cast<DeviceFetch*>(staging_.host() + begin);
+  std::byte* room = staging_.host() + begin + list_bytes;
+  for (const DeviceFetch& part : parts) {
+    results_.push_back({room, part.host, part.bytes()});
+    *list = part;
+    list++->host = std::exchange(room, room + Align(part.bytes()));
+  }
+  FQ_RETURN_IF_ERROR(staging_.ToDevice(begin, begin + list_bytes, stream_));
+  return FetchParts(reinterpret_cast<const DeviceFetch*>(staging_.device() + begin),
+                    static_cast<int>(parts.size()), stream_);
 }
 
 absl::Status CudaQueue::Finish() {
@@ -257,12 +278,12 @@ absl::Status CudaQueue::ReserveJobs(size_t count) {
   return absl::OkStatus();
 }
 
-// Waits, hands the flags on and empties the staging buffers.
+// Waits, hands the results on and empties the staging buffers.
 absl::Status CudaQueue::Drain() {
-  const std::vector<Flags> flags = std::exchange(flags_, {});
+  const std::vector<Result> results = std::exchange(results_, {});
   staged_ = 0;
   FQ_RETURN_IF_ERROR(AwaitStream());
-  for (const Flags& own : flags) std::copy_n(own.from, own.to.size(), own.to.begin());
+  for (const Result& own : results) std::memcpy(own.to, own.from, own.bytes);
   return absl::OkStatus();
 }
 

@@ -30,6 +30,7 @@ class CudaQueue final : public DeviceQueue {
                       absl::Span<const DeviceBlock> blocks, absl::Span<uint8_t> broken) override;
   absl::Status CopyToHost(absl::Span<std::byte> host, const std::byte* device) override;
   absl::Status CopyToDevice(std::byte* device, absl::Span<const std::byte> host) override;
+  absl::Status Fetch(absl::Span<const DeviceFetch> parts) override;
   absl::Status Finish() override;
 
  private:
@@ -49,10 +50,11 @@ class CudaQueue final : public DeviceQueue {
     RowSets rows;
     uint8_t* broken;  // pinned memory
   };
-  // Flags for the caller once the stream has come by.
-  struct Flags {
-    const uint8_t* from;
-    absl::Span<uint8_t> to;
+  // For the caller once the stream has come by: out of the staging buffer.
+  struct Result {
+    const void* from;
+    void* to;
+    size_t bytes;
   };
 
   CudaQueue(int ordinal, cudaStream_t stream) : ordinal_(ordinal), stream_(stream) {}
@@ -78,7 +80,7 @@ class CudaQueue final : public DeviceQueue {
   HostStaging staging_;
   size_t staged_ = 0;  // bytes in use
   DeviceBuffer jobs_;
-  std::vector<Flags> flags_;
+  std::vector<Result> results_;
 };
 
 }  // namespace fq

@@ -7,7 +7,7 @@
 namespace fq {
 namespace {
 
-constexpr int kJobThreads = 256, kHeadThreads = 32;
+constexpr int kJobThreads = 256, kHeadThreads = 32, kFetchThreads = 256;
 
 struct JobParams {
   SlabPages pages;
@@ -72,6 +72,32 @@ __global__ void __launch_bounds__(kHeadThreads) CheckHeads(HeadParams p) {
   if (Ballot(differs) != 0 && lane == 0) p.broken[head.flag] = kBrokenHead;
 }
 
+struct FetchParams {
+  const DeviceFetch* parts;
+};
+
+// A thread block copies one part: words where all of it is aligned to them, else bytes.
+template <typename Word>
+__device__ void CopyRows(const DeviceFetch& part) {
+  const uint32_t row_words = part.row_bytes / sizeof(Word);
+  for (uint32_t i = threadIdx.x; i < row_words * part.rows; i += kFetchThreads) {
+    const uint32_t row = i / row_words;
+    reinterpret_cast<Word*>(part.host)[i] =
+        reinterpret_cast<const Word*>(part.device + row * part.stride_bytes)[i - row * row_words];
+  }
+}
+
+__global__ void __launch_bounds__(kFetchThreads) CopyParts(FetchParams p) {
+  const DeviceFetch& part = p.parts[blockIdx.x];
+  const uint64_t bits =
+      reinterpret_cast<uint64_t>(part.device) | part.stride_bytes | part.row_bytes;
+  if (bits % sizeof(uint4) == 0) {
+    CopyRows<uint4>(part);
+  } else {
+    CopyRows<uint8_t>(part);
+  }
+}
+
 static_assert(sizeof(SlabHeader) == kHeadThreads * sizeof(uint32_t));
 
 }  // namespace
@@ -87,6 +113,11 @@ absl::Status MakeSlabJobs(const SlabPages& pages, const SlabBlock* blocks, int c
 absl::Status WriteSlabHeads(const SlabHead* heads, int count, cudaStream_t stream) {
   return CudaStatus(Launch(WriteHeads, {count, kHeadThreads}, stream, HeadParams{heads, nullptr}),
                     "WriteHeads");
+}
+
+absl::Status FetchParts(const DeviceFetch* parts, int count, cudaStream_t stream) {
+  return CudaStatus(Launch(CopyParts, {count, kFetchThreads}, stream, FetchParams{parts}),
+                    "CopyParts");
 }
 
 absl::Status CheckSlabHeads(const SlabHead* heads, int count, uint8_t* broken,

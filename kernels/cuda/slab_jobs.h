@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "kernels/cuda/page_job.h"
+#include "kernels/device.h"
 #include "kernels/params.h"
 #include "kernels/slab_header.h"
 
@@ -55,5 +56,8 @@ struct SlabHead {
 inline constexpr uint8_t kBrokenHead = 4;
 absl::Status WriteSlabHeads(const SlabHead* heads, int count, cudaStream_t stream);
 absl::Status CheckSlabHeads(const SlabHead* heads, int count, uint8_t* broken, cudaStream_t stream);
+
+// Queues the copies of parts [count], an array in device memory; their `host` is pinned.
+absl::Status FetchParts(const DeviceFetch* parts, int count, cudaStream_t stream);
 
 }  // namespace fq

@@ -21,7 +21,8 @@ size_t LaneIndex(DeviceWork work) { return work == DeviceWork::kEncode ? kStores
 // A call in Run, until its last piece is done.
 struct DeviceScheduler::Running {
   DeviceCall* call = nullptr;
-  size_t pieces_left = 0;
+  size_t pieces_left = 0;     // not done
+  size_t pieces_waiting = 0;  // of those: not launched
   absl::Status status;
 };
 
@@ -43,11 +44,17 @@ class LaunchedBlocks {
       blocks_.back().rows = rows;
     }
     broken_.resize(blocks_.size());
+    for (const DeviceCall::Sample& sample : call.samples) {
+      if (sample.block >= begin && sample.block < end) samples_.push_back(sample.part);
+    }
   }
 
   absl::Status Queue(const DeviceCall& first, DeviceQueue& queue) {
     if (blocks_.empty()) return absl::OkStatus();
-    if (first.work == DeviceWork::kEncode) return queue.Encode(*first.codec, rows_, blocks_);
+    if (first.work == DeviceWork::kEncode) {
+      FQ_RETURN_IF_ERROR(queue.Encode(*first.codec, rows_, blocks_));
+      return queue.Fetch(samples_);
+    }
     const auto blocks = absl::MakeConstSpan(blocks_);
     const auto broken = absl::MakeSpan(broken_);
     size_t uploaded = 0;  // of uploads_
@@ -78,6 +85,7 @@ class LaunchedBlocks {
   std::vector<DeviceCall::Upload> uploads_;  // of blocks_, ascending
   std::vector<DeviceRows> rows_;
   std::vector<DeviceBlock> blocks_;
+  std::vector<DeviceFetch> samples_;
   std::vector<uint8_t> broken_;
 };
 
@@ -89,6 +97,47 @@ absl::Status QueueDownloads(const DeviceCall& call, DeviceQueue& queue) {
 }
 
 }  // namespace
+
+// A batch on its queue.
+struct DeviceScheduler::Launched {
+  Launched(Batch taken, std::unique_ptr<DeviceQueue> own)
+      : batch(std::move(taken)), queue(std::move(own)) {}
+
+  // Queues what is still wanted of it.
+  void Queue() {
+    for (const Piece& piece : batch) {
+      DeviceCall& call = *piece.call->call;
+      statuses.push_back(call.still_wanted());
+      if (!statuses.back().ok()) continue;
+      ++wanted;
+      queued.Update(QueueDownloads(call, *queue));
+      blocks.Add(call, piece.begin, piece.end);
+    }
+    if (queued.ok()) queued = blocks.Queue(*batch.front().call->call, *queue);
+  }
+
+  // Waits for it, and hands the flags to their calls.
+  void Finish() {
+    if (wanted == 0) return;
+    queued.Update(queue->Finish());  // also after an error: what was queued still runs
+    auto from = blocks.broken().begin();
+    for (size_t i = 0; i < batch.size(); ++i) {
+      if (!statuses[i].ok()) continue;
+      const auto count = static_cast<std::ptrdiff_t>(batch[i].end - batch[i].begin);
+      std::copy_n(
+          from, count,
+          batch[i].call->call->broken.begin() + static_cast<std::ptrdiff_t>(batch[i].begin));
+      from += count;
+    }
+  }
+
+  const Batch batch;
+  std::unique_ptr<DeviceQueue> queue;
+  std::vector<absl::Status> statuses;  // [batch], whether it is wanted
+  size_t wanted = 0;
+  LaunchedBlocks blocks;
+  absl::Status queued;
+};
 
 absl::StatusOr<std::unique_ptr<DeviceScheduler>> DeviceScheduler::Create(Device* device,
                                                                          const Limits& limits) {
@@ -107,12 +156,18 @@ absl::Status DeviceScheduler::Run(DeviceCall& call) {
   call.broken.assign(call.blocks.size(), 0);
   Running running;
   running.call = &call;
+  LaunchedBatches launched;
+  const auto most = static_cast<size_t>(limits_.batches_of_a_call);
   absl::MutexLock lock(&mutex_);
   Lane& lane = lanes_[LaneIndex(call.work)];
   Enqueue(lane, running);
-  while (running.pieces_left > 0) {
-    if (!lane.idle.empty() && !lane.turns.empty()) {
-      ServeOnce(lane);
+  while (running.pieces_left > 0 || !launched.empty()) {
+    const bool launches = launched.empty() ||  // others' too: they may be what ours wait for
+                          (running.pieces_waiting > 0 && launched.size() < most);
+    if (launches && !lane.idle.empty() && !lane.turns.empty()) {
+      LaunchNext(lane, launched);
+    } else if (!launched.empty()) {
+      FinishOldest(lane, launched);
     } else {
       lane.changed.Wait(&mutex_);
     }
@@ -136,6 +191,7 @@ void DeviceScheduler::Enqueue(Lane& lane, Running& running) {
     const size_t end = std::min(begin + step, call.blocks.size());
     waiting.push_back({&running, begin, end});
     ++running.pieces_left;
+    ++running.pieces_waiting;
     begin = end;
   } while (begin < call.blocks.size());
 }
@@ -160,6 +216,7 @@ DeviceScheduler::Batch DeviceScheduler::TakeBatch(Lane& lane) {
     if (fits) {
       pages += more;
       batch.push_back(piece);
+      --piece.call->pieces_waiting;
       waiting.pop_front();
       refused = 0;
     } else {
@@ -175,47 +232,30 @@ DeviceScheduler::Batch DeviceScheduler::TakeBatch(Lane& lane) {
 }
 
 // Takes the next batch, whosever it is, to an idle queue; without the mutex meanwhile.
-void DeviceScheduler::ServeOnce(Lane& lane) {
-  const Batch batch = TakeBatch(lane);
-  std::unique_ptr<DeviceQueue> queue = std::move(lane.idle.back());
+void DeviceScheduler::LaunchNext(Lane& lane, LaunchedBatches& launched) {
+  launched.push_back(std::make_unique<Launched>(TakeBatch(lane), std::move(lane.idle.back())));
   lane.idle.pop_back();
   mutex_.Unlock();
-  std::vector<absl::Status> statuses;
-  Batch wanted;
-  for (const Piece& piece : batch) {
-    statuses.push_back(piece.call->call->still_wanted());
-    if (statuses.back().ok()) wanted.push_back(piece);
-  }
-  const absl::Status launched = wanted.empty() ? absl::OkStatus() : Launch(wanted, *queue);
+  launched.back()->Queue();
   mutex_.Lock();
-  lane.idle.push_back(std::move(queue));
-  if (!wanted.empty()) ++stats_.launches;
-  stats_.calls += wanted.size();
-  for (size_t i = 0; i < batch.size(); ++i) {
-    batch[i].call->status.Update(statuses[i].ok() ? launched : statuses[i]);
-    --batch[i].call->pieces_left;
-  }
-  lane.changed.SignalAll();
 }
 
-absl::Status DeviceScheduler::Launch(const Batch& batch, DeviceQueue& queue) {
-  LaunchedBlocks blocks;
-  absl::Status status;
-  for (const Piece& piece : batch) {
-    DeviceCall& call = *piece.call->call;
-    status.Update(QueueDownloads(call, queue));
-    blocks.Add(call, piece.begin, piece.end);
+// Waits, without the mutex, for a batch that this thread has launched.
+void DeviceScheduler::FinishOldest(Lane& lane, LaunchedBatches& launched) {
+  const std::unique_ptr<Launched> oldest = std::move(launched.front());
+  launched.pop_front();
+  mutex_.Unlock();
+  oldest->Finish();
+  mutex_.Lock();
+  lane.idle.push_back(std::move(oldest->queue));
+  if (oldest->wanted > 0) ++stats_.launches;
+  stats_.calls += oldest->wanted;
+  for (size_t i = 0; i < oldest->batch.size(); ++i) {
+    Running& call = *oldest->batch[i].call;
+    call.status.Update(oldest->statuses[i].ok() ? oldest->queued : oldest->statuses[i]);
+    --call.pieces_left;
   }
-  if (status.ok()) status = blocks.Queue(*batch.front().call->call, queue);
-  status.Update(queue.Finish());  // also after an error: what was queued still runs
-  size_t at = 0;
-  for (const Piece& piece : batch) {
-    const size_t count = piece.end - piece.begin;
-    std::copy_n(blocks.broken().begin() + static_cast<std::ptrdiff_t>(at), count,
-                piece.call->call->broken.begin() + static_cast<std::ptrdiff_t>(piece.begin));
-    at += count;
-  }
-  return status;
+  lane.changed.SignalAll();
 }
 
 DeviceSchedulerStats DeviceScheduler::Stats() const {

@@ -38,6 +38,12 @@ struct DeviceCall {
     const std::byte* device = nullptr;
   };
 
+  // kEncode: rows that are wanted in host memory behind their block's encoding.
+  struct Sample {
+    size_t block = 0;  // index into blocks
+    DeviceFetch part;
+  };
+
   DeviceWork work = DeviceWork::kDecode;
   const void* session = nullptr;  // who takes turns
   // Asked before each launch: an error is the call's result, and nothing more of it is launched.
@@ -47,6 +53,7 @@ struct DeviceCall {
   std::vector<DeviceBlock> blocks;
   std::vector<Upload> uploads;
   std::vector<Download> downloads;
+  std::vector<Sample> samples;
   std::vector<uint8_t> broken;  // out, of kDecode: [blocks], not 0 where a check failed
 };
 
@@ -59,8 +66,11 @@ struct DeviceSchedulerStats {
 class DeviceScheduler {
  public:
   struct Limits {
-    int queues = 2;                  // of loads, and of stores: one prepares while one computes
-    uint32_t batch_pages = 1 << 16;  // of one launch; a single block may have more
+    int queues = 3;  // of loads, and of stores
+    // Of a call, under way at once: one is prepared while one computes, and begins as that one ends
+    // on its last multiprocessors. Fewer than `queues`, so that others' calls need not wait.
+    int batches_of_a_call = 2;
+    uint32_t batch_pages = 1 << 18;  // of one launch; a single block may have more
   };
 
   static absl::StatusOr<std::unique_ptr<DeviceScheduler>> Create(Device* device,
@@ -87,13 +97,16 @@ class DeviceScheduler {
     absl::CondVar changed;  // a queue became idle, or a call is done
   };
   using Batch = std::vector<Piece>;
+  struct Launched;
+  // Of the calling thread, oldest first.
+  using LaunchedBatches = std::deque<std::unique_ptr<Launched>>;
 
   explicit DeviceScheduler(const Limits& limits) : limits_(limits) {}
   void Enqueue(Lane& lane, Running& running) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   size_t BlocksPerPiece(const DeviceCall& call) const;
-  void ServeOnce(Lane& lane) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void LaunchNext(Lane& lane, LaunchedBatches& launched) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void FinishOldest(Lane& lane, LaunchedBatches& launched) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   Batch TakeBatch(Lane& lane) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  static absl::Status Launch(const Batch& batch, DeviceQueue& queue);
 
   const Limits limits_;
   mutable absl::Mutex mutex_;

@@ -64,35 +64,40 @@ struct ChunkBounds {
   uint64_t unit_bytes = 0;  // of offsets
 };
 
-absl::Status CheckChunk(absl::string_view field, uint64_t offset, const ChunkBounds& bounds) {
+bool ChunkFits(uint64_t offset, const ChunkBounds& bounds) {
+  return offset % bounds.unit_bytes == 0 && bounds.chunk_bytes <= bounds.memory_bytes &&
+         offset <= bounds.memory_bytes - bounds.chunk_bytes;
+}
+
+// Of one that does not fit.
+absl::Status RefuseChunk(absl::string_view field, uint64_t offset, const ChunkBounds& bounds) {
   if (offset % bounds.unit_bytes != 0) {
     return BadField(field, offset,
                     absl::StrCat("must be a multiple of ", bounds.unit_bytes, " bytes"));
-  }
-  if (bounds.chunk_bytes <= bounds.memory_bytes &&
-      offset <= bounds.memory_bytes - bounds.chunk_bytes) {
-    return absl::OkStatus();
   }
   return BadField(field, offset,
                   absl::StrCat("a chunk of ", bounds.chunk_bytes,
                                " bytes does not fit there, the memory has ", bounds.memory_bytes));
 }
 
-absl::Status CheckPlace(absl::string_view name, const wire::BlockPlace& place,
-                        uint32_t tokens_per_chunk, const ChunkBounds& bounds) {
+// Calls have hundreds of places: names are only made of those that are wrong.
+absl::Status CheckPlace(int index, const wire::BlockPlace& place, uint32_t tokens_per_chunk,
+                        const ChunkBounds& bounds) {
+  const auto name = [index] { return absl::StrCat("pages.places[", index, "]"); };
   const uint32_t last = tokens_per_chunk <= kBlockTokens ? 0 : tokens_per_chunk - kBlockTokens;
   if (place.first_token() > last || place.first_token() % kBlockTokens != 0) {
-    return BadField(absl::StrCat(name, ".first_token"), place.first_token(),
+    return BadField(absl::StrCat(name(), ".first_token"), place.first_token(),
                     absl::StrCat("must be a multiple of 64 up to ", last));
   }
   const int chunks = static_cast<int>(ChunksOfBlock(tokens_per_chunk, place.first_token()));
   if (place.chunk_offsets_size() != chunks) {
     return absl::InvalidArgumentError(absl::StrCat(
-        name, ".chunk_offsets has ", place.chunk_offsets_size(), ": must have ", chunks));
+        name(), ".chunk_offsets has ", place.chunk_offsets_size(), ": must have ", chunks));
   }
   for (int i = 0; i < chunks; ++i) {
-    FQ_RETURN_IF_ERROR(
-        CheckChunk(absl::StrCat(name, ".chunk_offsets[", i, "]"), place.chunk_offsets(i), bounds));
+    if (ChunkFits(place.chunk_offsets(i), bounds)) continue;
+    return RefuseChunk(absl::StrCat(name(), ".chunk_offsets[", i, "]"), place.chunk_offsets(i),
+                       bounds);
   }
   return absl::OkStatus();
 }
@@ -106,8 +111,7 @@ absl::Status CheckPlaces(const wire::Pages& pages, size_t blocks, const SlabShap
   }
   FQ_ASSIGN_OR_RETURN(bounds.chunk_bytes, ChunkBytes(ToLayout(pages.layout()), shape));
   for (int i = 0; i < pages.places_size(); ++i) {
-    FQ_RETURN_IF_ERROR(CheckPlace(absl::StrCat("pages.places[", i, "]"), pages.places(i),
-                                  pages.layout().tokens_per_chunk(), bounds));
+    FQ_RETURN_IF_ERROR(CheckPlace(i, pages.places(i), pages.layout().tokens_per_chunk(), bounds));
   }
   return absl::OkStatus();
 }

@@ -4,7 +4,8 @@
     tests/bench/device_bench.py [--build build/release] [--output FILE] [--commit NAME]
 
 Runs BUILD/bin/device_bench: Encode and Decode of 1, 16 and 256 blocks of a 70B and an 8B shape, in
-turns with a copy on the device of as many bytes, with the tables of the shipped codec set.
+engine blocks of 64 and of 16 tokens, on a bare queue and through the node's scheduler, in turns
+with a copy on the device of as many bytes, with the tables of the shipped codec set.
 """
 
 import argparse
@@ -20,8 +21,9 @@ from run import ROOT
 def print_table(results: list[dict]) -> None:
     """One line a figure."""
     for one in results:
-        print(f"{one['name']:6} {one['profile']:14} {one['layers']:3} layers {one['blocks']:4} "
-              f"blocks: {one['us']:9.1f} us, {one['gb_per_s']:5} GB/s, "
+        print(f"{one['name']:6} {one['way']:9} {one['profile']:14} {one['layers']:3} layers "
+              f"{one['chunk_tokens']:3} tokens {one['blocks']:4} blocks: {one['us']:9.1f} us, "
+              f"{one['gb_per_s']:5} GB/s, "
               f"{one['of_copy_percent']:5.1f} % of the copy ({one['copy_gb_per_s']} GB/s)")
 
 

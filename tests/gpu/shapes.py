@@ -1,26 +1,32 @@
 """Models by the shape of their KV cache, and a codec set for each, made up but complete.
 
-The set's transforms are Hadamard with random signs and order, its tables products of the best
-scalar levels for a unit Gaussian: rows of independent unit Gaussians (pages.py) are what it
-expects, in every head.
+The set's transforms are Hadamard with random signs and order: rows of independent unit Gaussians
+(pages.py) are what it expects, in every head. Its tables are those of the shipped set, in turns:
+what they hold decides how fast a GPU looks them up.
 """
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from flashquant.calibrate.tables import chain_words, half_words
-from flashquant.codec import LEVELS, hadamard
-from flashquant.codec_set import GROUP, LOSS_NUMBERS, CodecSet, Profile, row_dtype, write_codec_set
+from flashquant.codec import hadamard
+from flashquant.codec_set import (
+    GROUP,
+    LOSS_NUMBERS,
+    CodecSet,
+    Profile,
+    read_codec_set,
+    row_dtype,
+    write_codec_set,
+)
 from flashquant.keys import BLOCK_TOKENS, Namespace
 from flashquant.v1 import kv_cache_pb2 as pb
 
 # (groups of 4 bits, of 2, of 1) of every sixteen; 34 bits each: 2.125 a value
 MIXES = ((3, 9, 4), (2, 12, 2), (1, 15, 0), (4, 6, 6), (5, 3, 8))
-RESIDUAL = {4: 0.098, 2: 0.343, 1: 0.603}  # standard deviation behind the base's codes
-SCALARS = {4: LEVELS.tolist(), 2: (-1.51, -0.4528, 0.4528, 1.51), 1: (-0.7979, 0.7979)}  # Lloyd-Max
+RESIDUAL = {4: 0.0975, 2: 0.328, 1: 0.584}  # standard deviation behind the base's codes
+TABLES = Path(__file__).parents[2] / "codec_sets/smollm2-135m-instruct.fqcs"
 ELEMENT_BYTES = 2
 
 
@@ -56,10 +62,11 @@ def made_up_codec_set(shape: Shape, seed: int = 7) -> CodecSet:
     profile_of = random.integers(len(profiles), size=(shape.layers, shape.heads))
     rows = np.zeros((shape.layers, shape.heads, 2), row_dtype(size))
     rows["weight"] = 1.0
-    for part in ("base", "refinement"):
-        rows[part]["class4"] = half_words(table(4))
-        rows[part]["class2"] = chain_words(table(2))
-        rows[part]["class1"] = chain_words(table(1).reshape(-1, 4)).reshape(256, 2)
+    for name in ("class4", "class2", "class1"):
+        tables = shipped_tables(name)
+        places = np.arange(2 * rows.size) % len(tables)
+        rows["base"][name] = tables[places[::2]].reshape(rows["base"][name].shape)
+        rows["refinement"][name] = tables[places[1::2]].reshape(rows["refinement"][name].shape)
     plain = hadamard(size).numpy()
     for index in np.ndindex(rows.shape):
         rotation = (plain * random.choice((-1, 1), size).astype(np.float32))[
@@ -74,9 +81,12 @@ def made_up_codec_set(shape: Shape, seed: int = 7) -> CodecSet:
                     "tests/gpu/shapes.py", seed)
 
 
-def table(bits: int) -> np.ndarray:
-    """Values of all 256 bytes, FP32 [256, 8 / bits]."""
-    return np.array(list(itertools.product(SCALARS[bits], repeat=8 // bits)), np.float32)
+def shipped_tables(name: str) -> np.ndarray:
+    """The tables of a class that the shipped set's heads use, one behind the other."""
+    base = read_codec_set(TABLES).rows["base"][name]
+    tables = base.reshape(-1, *base.shape[3:])
+    used = (tables != tables[:, :1]).reshape(len(tables), -1).any(axis=1)
+    return tables[used]
 
 
 def mix_profile(k: tuple[int, int, int], v: tuple[int, int, int], groups: int) -> Profile:

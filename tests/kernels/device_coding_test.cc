@@ -325,6 +325,37 @@ class DeviceCodingTest : public testing::TestWithParam<SlabShape> {
   uint64_t seed_ = 0;
 };
 
+// Rows of words and of odd bytes, one row and many, more than the staging buffer holds at first.
+TEST_P(DeviceCodingTest, Fetch_RowsOneBehindTheOther) {
+  std::vector<std::byte> memory(kSpaceBytes);
+  for (size_t i = 0; i < memory.size(); ++i)
+    memory[i] = static_cast<std::byte>(i * 2654435761u >> 9);
+  ToDevice(extents_, memory);
+  struct Part {
+    uint64_t offset;
+    uint32_t row_bytes, rows;
+    uint64_t stride_bytes;
+  };
+  const Part parts[] = {{0, 256, 16, 512}, {48, 16, 1, 0},        {3, 7, 5, 11},
+                        {64, 1001, 1, 0},  {4096, 1500000, 1, 0}, {16, 32, 3, 40}};
+  std::vector<std::vector<std::byte>> found, expected;
+  std::vector<DeviceFetch> fetches;
+  for (const Part& part : parts) {
+    expected.emplace_back();
+    for (uint32_t row = 0; row < part.rows; ++row) {
+      const std::byte* from = memory.data() + part.offset + row * part.stride_bytes;
+      expected.back().insert(expected.back().end(), from, from + part.row_bytes);
+    }
+    found.emplace_back(expected.back().size());
+    fetches.push_back({found.back().data(), extents_ + part.offset, part.row_bytes, part.rows,
+                       part.stride_bytes});
+  }
+  Check(queue_->Fetch({}));
+  Check(queue_->Fetch(fetches));
+  Check(queue_->Finish());
+  EXPECT_EQ(found, expected);
+}
+
 TEST_P(DeviceCodingTest, Encode_MixedBlocks_WholeExtentsAsOfTheCpu) {
   WriteCaches();
   const std::vector<DeviceBlock> blocks = Blocks();

@@ -28,6 +28,7 @@ class HookedQueue final : public DeviceQueue {
   absl::Status CopyToDevice(std::byte* device, absl::Span<const std::byte> host) override {
     return queue_->CopyToDevice(device, host);
   }
+  absl::Status Fetch(absl::Span<const DeviceFetch> parts) override { return queue_->Fetch(parts); }
   absl::Status Finish() override {
     hook_();
     return queue_->Finish();

@@ -165,6 +165,19 @@ absl::Status HostQueue::CopyToDevice(std::byte* device, absl::Span<const std::by
   });
 }
 
+absl::Status HostQueue::Fetch(absl::Span<const DeviceFetch> parts) {
+  return Queue(queued_, [parts] {
+    for (const DeviceFetch& part : parts) {
+      for (uint64_t row = 0; row < part.rows; ++row) {
+        std::memcpy(part.host + row * part.row_bytes,
+                    HostAddress(part.device + row * part.stride_bytes, part.row_bytes),
+                    part.row_bytes);
+      }
+    }
+    return absl::OkStatus();
+  });
+}
+
 absl::Status HostQueue::Finish() {
   const Work uploads = std::exchange(uploads_, {}), work = std::exchange(queued_, {});
   FQ_RETURN_IF_ERROR(faults_->TakeFinish());

@@ -48,6 +48,7 @@ class HostQueue final : public DeviceQueue {
                       absl::Span<const DeviceBlock> blocks, absl::Span<uint8_t> broken) override;
   absl::Status CopyToHost(absl::Span<std::byte> host, const std::byte* device) override;
   absl::Status CopyToDevice(std::byte* device, absl::Span<const std::byte> host) override;
+  absl::Status Fetch(absl::Span<const DeviceFetch> parts) override;
   absl::Status Finish() override;
 
  private:

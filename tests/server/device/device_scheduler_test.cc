@@ -41,6 +41,7 @@ class RecordingQueue : public DeviceQueue {
     log_->launches.push_back({"upload"});
     return absl::OkStatus();
   }
+  absl::Status Fetch(absl::Span<const DeviceFetch>) override { return absl::OkStatus(); }
   absl::Status Finish() override {
     absl::MutexLock lock(&log_->mutex);
     ++log_->waiting;
@@ -102,9 +103,11 @@ class RecordingDevice : public Device {
 
 class DeviceSchedulerTest : public testing::Test {
  protected:
-  DeviceSchedulerTest() {
+  DeviceSchedulerTest() { UseQueues(1, 1); }
+  void UseQueues(int queues, int batches_of_a_call) {
     DeviceScheduler::Limits limits;
-    limits.queues = 1;
+    limits.queues = queues;
+    limits.batches_of_a_call = batches_of_a_call;
     limits.batch_pages = 4 * 3;  // three blocks
     scheduler_ = *DeviceScheduler::Create(&device_, limits);
   }
@@ -187,6 +190,21 @@ TEST_F(DeviceSchedulerTest, ALargeCall_IsCutAndOthersGoInBetween) {
   EXPECT_EQ(LaunchedTogether(
                 {Call(DeviceWork::kDecode, 0, "abcdefg"), Call(DeviceWork::kDecode, 1, "x")}),
             (Letters{{"a", "b", "c"}, {"x"}, {"d", "e", "f"}, {"g"}}));
+}
+
+TEST_F(DeviceSchedulerTest, ALargeCall_HasTwoLaunchesUnderWayAndAQueueIsLeftForOthers) {
+  UseQueues(3, 2);
+  Open(device_.loads, false);
+  Start(Call(DeviceWork::kDecode, 0, "abcdefgh"));
+  AwaitBusy(device_.loads);
+  EXPECT_EQ(Launches(device_.loads), (Letters{{"a", "b", "c"}, {"d", "e", "f"}}));
+  Start(Call(DeviceWork::kDecode, 1, "x"));
+  {
+    absl::MutexLock lock(&device_.loads.mutex);
+    device_.loads.mutex.Await(absl::Condition(
+        +[](RecordingQueue::Log* log) { return log->waiting == 2; }, &device_.loads));
+  }
+  EXPECT_EQ(Launches(device_.loads).size(), 3u);
 }
 
 TEST_F(DeviceSchedulerTest, AnotherCodec_IsAnotherLaunch) {
