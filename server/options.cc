@@ -22,14 +22,14 @@ namespace fq {
 namespace {
 
 constexpr int64_t kMaxConfigBytes = 1 << 20;
-constexpr size_t kMaxSocketPath = 100;  // sockaddr_un holds 107; the segment socket adds ".seg"
+constexpr size_t kMaxSocketPath = 100;  // sockaddr_un holds 107; the sockets beside it add ".call"
 
 // Calls visit(name, field, help) for every option: the one list of them.
 template <typename O, typename Visitor>
 void ForEachOption(O& o, Visitor&& visit) {
   visit("socket", o.socket,
-        "Unix socket for gRPC; segments go to the same path plus .seg; empty: none");
-  visit("socket-mode", o.socket_mode, "octal mode of both sockets");
+        "Unix socket for gRPC; beside it .call and .seg take calls and segments; empty: none");
+  visit("socket-mode", o.socket_mode, "octal mode of these sockets");
   visit("listen", o.listen, "TCP host:port for gRPC; loopback only without TLS; empty: none");
   visit("tls-cert", o.tls_cert, "PEM certificate chain of --listen");
   visit("tls-key", o.tls_key, "PEM private key of --listen");

@@ -1,4 +1,4 @@
-// Where the segment socket of a gRPC socket lies.
+// Where the sockets beside a gRPC socket lie.
 #pragma once
 
 #include <string>
@@ -9,6 +9,10 @@ namespace fq {
 
 inline std::string SegmentSocketPath(const std::string& grpc_socket) {
   return absl::StrCat(grpc_socket, ".seg");
+}
+
+inline std::string CallSocketPath(const std::string& grpc_socket) {
+  return absl::StrCat(grpc_socket, ".call");
 }
 
 }  // namespace fq

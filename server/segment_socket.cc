@@ -182,13 +182,6 @@ bool Reply(int connection, const absl::StatusOr<uint32_t>& result) {
          static_cast<ssize_t>(packet.size());
 }
 
-bool IsAllowed(int connection, uint32_t mode) {
-  ucred peer{};
-  socklen_t bytes = sizeof(peer);
-  if (getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0) return false;
-  return peer.uid == geteuid() || peer.uid == 0 || (mode & 022) != 0;
-}
-
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<SegmentSocket>> SegmentSocket::Start(const Setup& setup) {
@@ -243,7 +236,8 @@ void SegmentSocket::Accept() {
     if (errno == EMFILE || errno == ENFILE) std::this_thread::sleep_for(kAcceptPause);
     return;
   }
-  if (connections_.size() >= kMaxConnections || !IsAllowed(connection.get(), setup_.mode)) return;
+  if (connections_.size() >= kMaxConnections) return;
+  if (!MayUseSocket(connection.get(), setup_.mode)) return;
   connections_.push_back({std::move(connection), {}, 0});
 }
 

@@ -34,6 +34,9 @@ absl::Status Server::StartListeners() {
         segment_socket_,
         SegmentSocket::Start({segment_path, SocketModeBits(options), &node_->sessions(),
                               &node_->metrics(), node_->device()}));
+    const std::string call_path = CallSocketPath(options.socket);
+    FQ_RETURN_IF_ERROR(PrepareSocketPath(call_path));
+    FQ_ASSIGN_OR_RETURN(call_socket_, CallSocket::Start(node_.get(), call_path));
   }
   FQ_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(node_.get()));
   return absl::OkStatus();
@@ -41,6 +44,7 @@ absl::Status Server::StartListeners() {
 
 Server::~Server() {
   metrics_.reset();
+  call_socket_.reset();
   grpc_.reset();
   segment_socket_.reset();
 }
@@ -52,6 +56,7 @@ void Server::BeginDrain() {
 
 bool Server::FinishDrain() {
   const bool idle = node_->WaitIdle(Milliseconds(node_->options().drain_ms));
+  if (call_socket_ != nullptr) call_socket_->Stop();
   grpc_->Stop(kStopGrace);
   return idle;
 }

@@ -8,6 +8,7 @@
 #include "server/metrics_listener.h"
 #include "server/node.h"
 #include "server/options.h"
+#include "server/rpc/call_socket.h"
 #include "server/rpc/grpc_server.h"
 #include "server/segment_socket.h"
 
@@ -36,6 +37,7 @@ class Server {
   std::unique_ptr<Node> node_;
   std::unique_ptr<GrpcServer> grpc_;
   std::unique_ptr<SegmentSocket> segment_socket_;
+  std::unique_ptr<CallSocket> call_socket_;  // as segment_socket_: with --socket
   std::unique_ptr<MetricsListener> metrics_;
 };
 

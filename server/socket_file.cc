@@ -80,4 +80,11 @@ absl::StatusOr<OwnedFd> ListenUnix(const std::string& path, int type, uint32_t m
   return listener;
 }
 
+bool MayUseSocket(int connection, uint32_t mode) {
+  ucred peer{};
+  socklen_t bytes = sizeof(peer);
+  if (getsockopt(connection, SOL_SOCKET, SO_PEERCRED, &peer, &bytes) != 0) return false;
+  return peer.uid == geteuid() || peer.uid == 0 || (mode & 022) != 0;
+}
+
 }  // namespace fq

@@ -19,4 +19,8 @@ absl::Status PrepareSocketPath(const std::string& path);
 // long. Unavailable names the path and the system's reason.
 absl::StatusOr<OwnedFd> ListenUnix(const std::string& path, int type, uint32_t mode);
 
+// Whether the peer of a connection may use a socket of that mode: without group or others' write it
+// must be of our uid or root.
+bool MayUseSocket(int connection, uint32_t mode);
+
 }  // namespace fq

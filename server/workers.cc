@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "kernels/base/status_macros.h"
 #include "server/retry_after.h"
 
 namespace fq {
@@ -57,8 +59,9 @@ class IndexRun {
 
 }  // namespace
 
-WorkerPool::WorkerPool(uint32_t workers, uint32_t queue_depth) : queue_depth_(queue_depth) {
-  for (uint32_t i = 0; i < workers; ++i) threads_.emplace_back([this] { Run(); });
+WorkerPool::WorkerPool(uint32_t workers, uint32_t queue_depth)
+    : workers_(workers), queue_depth_(queue_depth) {
+  for (uint32_t i = 0; i < workers; ++i) threads_.emplace_back([this] { Work(); });
 }
 
 WorkerPool::~WorkerPool() {
@@ -83,9 +86,37 @@ absl::Status WorkerPool::Submit(std::function<void()> job) {
   return absl::OkStatus();
 }
 
+absl::Status WorkerPool::Run(const std::function<void()>& job) {
+  if (BeginHere()) {
+    job();
+    EndHere();
+    return absl::OkStatus();
+  }
+  absl::Notification done;
+  FQ_RETURN_IF_ERROR(Submit([&] {
+    job();
+    done.Notify();
+  }));
+  done.WaitForNotification();
+  return absl::OkStatus();
+}
+
+bool WorkerPool::BeginHere() {
+  absl::MutexLock lock(&mutex_);
+  if (!queue_.empty() || working_ == workers_) return false;
+  ++working_;
+  return true;
+}
+
+void WorkerPool::EndHere() {
+  absl::MutexLock lock(&mutex_);
+  --working_;
+  work_.Signal();  // a worker may have waited for its turn
+}
+
 absl::Status WorkerPool::ForEach(size_t count, const std::function<absl::Status(size_t)>& work) {
   auto run = std::make_shared<IndexRun>(count, work);  // shared with the helper jobs
-  size_t helpers = std::min<size_t>(count, threads_.size());
+  size_t helpers = std::min<size_t>(count, workers_);
   if (helpers > 1) Help(helpers - 1, [run] { run->Work(); });
   run->Work();
   return run->Wait();
@@ -102,17 +133,19 @@ size_t WorkerPool::queued() const {
   return queue_.size();
 }
 
-void WorkerPool::Run() {
+void WorkerPool::Work() {
+  absl::MutexLock lock(&mutex_);
   for (;;) {
-    std::function<void()> job;
-    {
-      absl::MutexLock lock(&mutex_);
-      while (queue_.empty() && !stopping_) work_.Wait(&mutex_);
-      if (queue_.empty()) return;
-      job = std::move(queue_.front());
-      queue_.pop_front();
-    }
+    while (queue_.empty() ? !stopping_ : working_ == workers_) work_.Wait(&mutex_);
+    if (queue_.empty()) return;
+    std::function<void()> job = std::move(queue_.front());
+    queue_.pop_front();
+    ++working_;
+    mutex_.Unlock();
     job();
+    job = nullptr;  // what it holds ends here too
+    mutex_.Lock();
+    --working_;
   }
 }
 

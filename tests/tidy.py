@@ -67,7 +67,8 @@ EXTERNAL_HEADERS = {
 }
 EXTERNAL_MODULES = {
     "vllm": ("flashquant/vllm",),
-    "grpc": ("flashquant/client.py", "flashquant/link.py", "flashquant/local_node.py",
+    "grpc": ("flashquant/call_socket.py", "flashquant/client.py", "flashquant/link.py",
+             "flashquant/local_node.py",
              "flashquant/vllm", "flashquant/v1"),
     "transformers": ("flashquant/models", "flashquant/calibrate", "flashquant/evaluate"),
 }

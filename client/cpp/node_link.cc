@@ -5,7 +5,9 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/security/credentials.h>
 
+#include <optional>
 #include <utility>
+#include <vector>
 
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/cord.h"
@@ -98,6 +100,24 @@ absl::Status Wait(CallState& call, absl::Time deadline) {
   return call.status;
 }
 
+// Nothing when it must go over gRPC.
+std::optional<absl::StatusOr<grpc::ByteBuffer>> CallOnSocket(const SocketWay& way,
+                                                             const grpc::ByteBuffer& request,
+                                                             absl::Time deadline) {
+  if (way.socket == nullptr) return std::nullopt;
+  std::vector<grpc::Slice> slices;
+  if (!request.Dump(&slices).ok()) return std::nullopt;
+  std::string message;
+  for (const grpc::Slice& slice : slices) {
+    message.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  }
+  auto reply = way.socket->Call(way.kind, message, deadline);
+  if (!reply.has_value()) return std::nullopt;
+  if (!reply->ok()) return reply->status();
+  const grpc::Slice slice(**reply);
+  return grpc::ByteBuffer(&slice, 1);
+}
+
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<NodeLink>> NodeLink::Create(const ClientOptions& options) {
@@ -118,16 +138,23 @@ absl::Time NodeLink::DeadlineOf(absl::Duration wanted) const {
 }
 
 absl::StatusOr<grpc::ByteBuffer> NodeLink::Call(const std::string& method, grpc::ByteBuffer request,
-                                                absl::Time deadline) {
+                                                absl::Time deadline, const SocketWay& beside) {
   FQ_RETURN_IF_ERROR(AskBreaker());
+  auto reply = CallOnSocket(beside, request, deadline);
+  if (!reply.has_value()) reply = CallOnGrpc(method, std::move(request), deadline);
+  Report(reply->status());
+  return *std::move(reply);
+}
+
+absl::StatusOr<grpc::ByteBuffer> NodeLink::CallOnGrpc(const std::string& method,
+                                                      grpc::ByteBuffer request,
+                                                      absl::Time deadline) {
   CallState call;
   call.request.Swap(&request);
   call.context.set_deadline(absl::ToChronoTime(deadline));
   Stub stub(channel_);
   Start(stub, method, call);
-  const absl::Status status = Wait(call, deadline);
-  Report(status);
-  FQ_RETURN_IF_ERROR(status);
+  FQ_RETURN_IF_ERROR(Wait(call, deadline));
   return std::move(call.reply);
 }
 

@@ -109,6 +109,7 @@ absl::StatusOr<SessionInfo> FromWire(const wire::SessionResponse& response) {
       CopyId("namespace_fingerprint", response.namespace_fingerprint(), info.fingerprint));
   info.tenant = response.tenant();
   info.segment_socket = response.segment_socket();
+  info.call_socket = response.call_socket();
   info.max_blocks_per_call = response.max_blocks_per_call();
   info.max_inline_bytes = response.max_inline_bytes();
   info.lease_ms = response.lease_ms();

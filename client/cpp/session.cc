@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -94,9 +95,9 @@ absl::StatusOr<std::vector<BlockStatus>> ParseLoaded(const LoadCall& call,
 // Sends a request of this session that uses no segment.
 template <typename Response, typename Request>
 absl::StatusOr<Response> Ask(Session::Keeper& keeper, const SessionInfo& info, const char* method,
-                             Request& request, absl::Time deadline) {
+                             std::optional<CallKind> kind, Request& request, absl::Time deadline) {
   request.set_session_id(Bytes(info.session_id));
-  auto reply = keeper.link().Call(method, Serialize(request), deadline);
+  auto reply = keeper.Call(info, method, kind, Serialize(request), deadline);
   FQ_RETURN_IF_ERROR(keeper.Judge(reply.status(), info, nullptr, {}));
   Response response;
   FQ_RETURN_IF_ERROR(Parse(*reply, response));
@@ -120,8 +121,9 @@ absl::StatusOr<std::vector<BlockStatus>> Session::Store(const StoreCall& call) {
   FQ_ASSIGN_OR_RETURN(const SessionInfo info, keeper_->Get(deadline));
   FQ_ASSIGN_OR_RETURN(const SegmentUse use, keeper_->Use(info, call.segment.get(), deadline));
   const wire::StoreRequest request = ToWire(call, info, use.id);
-  auto reply = keeper_->link().Call(
-      "/flashquant.v1.KvCache/Store",
+  auto reply = keeper_->Call(
+      info, "/flashquant.v1.KvCache/Store",
+      call.segment != nullptr ? std::optional(CallKind::kStore) : std::nullopt,
       call.segment != nullptr ? Serialize(request) : SerializeWithPayload(request, call.payload),
       deadline);
   FQ_RETURN_IF_ERROR(keeper_->Judge(reply.status(), info, call.segment.get(), use));
@@ -139,7 +141,7 @@ Match Session::Lookup(const LookupCall& call) {
   request.set_min_profile(static_cast<wire::Profile>(call.floor));
   request.set_no_lease(call.lease == LookupCall::Lease::kNone);
   const auto response = Ask<wire::LookupResponse>(*keeper_, *info, "/flashquant.v1.KvCache/Lookup",
-                                                  request, deadline);
+                                                  CallKind::kLookup, request, deadline);
   return response.ok() ? FromWire(*response) : MissBecause(response.status());
 }
 
@@ -149,8 +151,9 @@ absl::StatusOr<std::vector<BlockStatus>> DoLoad(Session::Keeper& keeper, const L
   const absl::Time deadline = keeper.link().DeadlineOf(call.deadline);
   FQ_ASSIGN_OR_RETURN(const SessionInfo info, keeper.Get(deadline));
   FQ_ASSIGN_OR_RETURN(const SegmentUse use, keeper.Use(info, call.segment.get(), deadline));
-  auto reply = keeper.link().Call("/flashquant.v1.KvCache/Load",
-                                  Serialize(ToWire(call, info, use.id)), deadline);
+  auto reply = keeper.Call(info, "/flashquant.v1.KvCache/Load",
+                           call.segment != nullptr ? std::optional(CallKind::kLoad) : std::nullopt,
+                           Serialize(ToWire(call, info, use.id)), deadline);
   FQ_RETURN_IF_ERROR(keeper.Judge(reply.status(), info, call.segment.get(), use));
   return ParseLoaded(call, *reply);
 }
@@ -175,7 +178,7 @@ absl::StatusOr<Attended> Session::Attend(const AttendCall& call) {
   request.set_q(Bytes(call.q));
   FQ_ASSIGN_OR_RETURN(const auto response,
                       Ask<wire::AttendResponse>(*keeper_, info, "/flashquant.v1.KvCache/Attend",
-                                                request, deadline));
+                                                std::nullopt, request, deadline));
   if (response.out().size() == call.q.size() * sizeof(float)) {
     return Attended{Floats(response.out()), Floats(response.lse())};
   }
@@ -190,7 +193,7 @@ absl::StatusOr<uint32_t> Session::Release(absl::Span<const LeaseId> leases, Call
   for (const LeaseId& lease : leases) request.add_lease_ids(Bytes(lease));
   FQ_ASSIGN_OR_RETURN(const auto response,
                       Ask<wire::ReleaseResponse>(*keeper_, info, "/flashquant.v1.KvCache/Release",
-                                                 request, deadline));
+                                                 CallKind::kRelease, request, deadline));
   return response.released();
 }
 

@@ -37,6 +37,7 @@ struct SessionInfo {
   Fingerprint fingerprint{};
   std::string tenant;
   std::string segment_socket;  // empty: the node is remote, loads and stores go inline
+  std::string call_socket;     // empty: calls go over gRPC
   uint64_t max_blocks_per_call = 0;
   uint64_t max_inline_bytes = 0;
   uint64_t lease_ms = 0;

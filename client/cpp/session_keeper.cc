@@ -62,6 +62,8 @@ absl::Status Session::Keeper::Adopt(std::unique_ptr<SessionStream> stream) {
     if (status.ok()) {
       std::swap(stream_, stream);
       info_ = *std::move(info);
+      calls_ =
+          info_.call_socket.empty() ? nullptr : std::make_shared<CallSocket>(info_.call_socket);
       usable_ = true;
       registered_.clear();
       stale_.clear();
@@ -120,6 +122,19 @@ absl::Status Session::Keeper::Forget(const SessionInfo& info, const Segment& seg
     registered_.erase(it);
   }
   return UnregisterSegment({info.segment_socket, info.session_id}, id, deadline);
+}
+
+absl::StatusOr<grpc::ByteBuffer> Session::Keeper::Call(const SessionInfo& info, const char* method,
+                                                       std::optional<CallKind> kind,
+                                                       grpc::ByteBuffer request,
+                                                       absl::Time deadline) {
+  std::shared_ptr<CallSocket> calls;
+  if (kind.has_value()) {
+    absl::MutexLock lock(&mu_);
+    if (Current(info)) calls = calls_;
+  }
+  return link_->Call(method, std::move(request), deadline,
+                     {calls.get(), kind.value_or(CallKind::kLookup)});
 }
 
 absl::Status Session::Keeper::Judge(absl::Status outcome, const SessionInfo& info, Segment* segment,

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "absl/base/thread_annotations.h"
@@ -11,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "client/cpp/call_socket.h"
 #include "client/cpp/node_link.h"
 #include "client/cpp/session.h"
 #include "client/cpp/session_stream.h"
@@ -37,6 +39,11 @@ class Session::Keeper {
                                  absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Forget(const SessionInfo& info, const Segment& segment, absl::Time deadline)
       ABSL_LOCKS_EXCLUDED(mu_);
+
+  // A call of the session `info`: over its call socket where there is one and `kind` is given.
+  absl::StatusOr<grpc::ByteBuffer> Call(const SessionInfo& info, const char* method,
+                                        std::optional<CallKind> kind, grpc::ByteBuffer request,
+                                        absl::Time deadline) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Looks at the outcome of a call: a session that the node does not know is opened again by the
   // next call, and a segment that a silent node may still use is replaced.
@@ -68,6 +75,7 @@ class Session::Keeper {
   bool usable_ ABSL_GUARDED_BY(mu_) = false;
   std::unique_ptr<SessionStream> stream_ ABSL_GUARDED_BY(mu_);
   SessionInfo info_ ABSL_GUARDED_BY(mu_);
+  std::shared_ptr<CallSocket> calls_ ABSL_GUARDED_BY(mu_);  // calls under way hold it too
   absl::flat_hash_map<const Segment*, Registered> registered_ ABSL_GUARDED_BY(mu_);
   std::vector<uint32_t> stale_ ABSL_GUARDED_BY(mu_);  // ids of memory that was replaced
 };

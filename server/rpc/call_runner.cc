@@ -31,37 +31,57 @@ class Reactor : public grpc::ServerUnaryReactor {
   uint64_t held_ = 0;
 };
 
-// One call on its way. Held by the job that answers it.
-struct RunningCall {
-  Node* node;
-  grpc::CallbackServerContext* context;
-  grpc::ServerUnaryReactor* reactor;
-  const char* method;
-  MonotonicTime begin;
+// A call counts until it is answered.
+struct CountedCall {
+  CountedCall(Node* the_node, const char* the_method) : node(the_node), method(the_method) {
+    node->BeginCall();
+  }
 
-  void Answer(const absl::Status& status) const {
+  void Count(const absl::Status& status) const {
     const std::chrono::duration<double> took = SteadyNow() - begin;
     node->metrics().Add(Metric::kRequests, {method, absl::StatusCodeToString(status.code())}, 1);
     node->metrics().Add(Metric::kRequestSeconds, {method}, took.count());
+  }
+
+  Node* node;
+  const char* method;
+  MonotonicTime begin = SteadyNow();
+};
+
+// One call of gRPC on its way. Held by the job that answers it.
+struct RunningCall {
+  CountedCall counted;
+  grpc::CallbackServerContext* context;
+  grpc::ServerUnaryReactor* reactor;
+
+  void Answer(const absl::Status& status) const {
+    counted.Count(status);
     if (auto milliseconds = RetryAfterMs(status)) {
       context->AddTrailingMetadata(kRetryAfterMetadata, absl::StrCat(*milliseconds));
     }
-    node->EndCall();
+    counted.node->EndCall();
     reactor->Finish(ToGrpc(status));  // last: node and context may go once it is out
   }
 };
+
+// How long the caller will wait; none: it does not say.
+std::optional<std::chrono::nanoseconds> LeftOf(const grpc::CallbackServerContext& context) {
+  using WallClock = std::chrono::system_clock;
+  const WallClock::time_point deadline = context.deadline();
+  if (deadline == WallClock::time_point::max()) return std::nullopt;
+  return deadline - WallClock::now();
+}
 
 }  // namespace
 
 grpc::ServerUnaryReactor* CallRunner::Run(grpc::CallbackServerContext* context,
                                           const Method& method, Body body) const {
   auto* reactor = new Reactor(&replies_, context->peer());
-  RunningCall call{node_, context, reactor, method.name, SteadyNow()};
+  const RunningCall call{{node_, method.name}, context, reactor};
   CallContext limits;
-  limits.deadline = DeadlineOf(*context, method);
+  limits.deadline = DeadlineOf(method, LeftOf(*context));
   limits.cancelled = [context] { return context->IsCancelled(); };
   limits.hold_reply = [reactor](uint64_t bytes) { return reactor->HoldReply(bytes); };
-  node_->BeginCall();
   auto job = [call, limits = std::move(limits), body = std::move(body)] {
     absl::Status status = limits.Check();  // it may have waited too long already
     call.Answer(status.ok() ? body(limits) : status);
@@ -74,21 +94,37 @@ grpc::ServerUnaryReactor* CallRunner::Run(grpc::CallbackServerContext* context,
   return call.reactor;
 }
 
-MonotonicTime CallRunner::DeadlineOf(const grpc::CallbackServerContext& context,
-                                     const Method& method) const {
-  using WallClock = std::chrono::system_clock;
-  const MonotonicTime now = SteadyNow();
-  const WallClock::time_point deadline = context.deadline();
+absl::Status CallRunner::RunHere(const Method& method,
+                                 std::optional<std::chrono::nanoseconds> brought,
+                                 std::function<bool()> cancelled, const Body& body) const {
+  const CountedCall counted(node_, method.name);
+  CallContext limits;
+  limits.deadline = DeadlineOf(method, brought);
+  limits.cancelled = std::move(cancelled);
+  absl::Status status;
+  const auto job = [&] {
+    status = limits.Check();  // it may have waited too long already
+    if (status.ok()) status = body(limits);
+  };
+  if (method.place == Method::Place::kHere) {
+    job();
+  } else {
+    status.Update(node_->workers().Run(job));
+  }
+  counted.Count(status);
+  node_->EndCall();
+  return status;
+}
+
+MonotonicTime CallRunner::DeadlineOf(const Method& method,
+                                     std::optional<std::chrono::nanoseconds> brought) const {
   const Options& options = node_->options();
-  const bool brought = deadline != WallClock::time_point::max();
-  const auto longest = method.deadline == Method::Deadline::kCapped
-                           ? Milliseconds(options.max_deadline_ms)
-                           : std::chrono::hours(24);
+  const std::chrono::nanoseconds longest = method.deadline == Method::Deadline::kCapped
+                                               ? Milliseconds(options.max_deadline_ms)
+                                               : std::chrono::hours(24);
   if (!brought && method.deadline == Method::Deadline::kCallers) return MonotonicTime::max();
-  if (!brought) return now + Milliseconds(options.default_deadline_ms);
-  const auto left = std::clamp<WallClock::duration>(deadline - WallClock::now(),
-                                                    WallClock::duration::zero(), longest);
-  return now + left;
+  if (!brought) return SteadyNow() + Milliseconds(options.default_deadline_ms);
+  return SteadyNow() + std::clamp(*brought, std::chrono::nanoseconds::zero(), longest);
 }
 
 }  // namespace fq

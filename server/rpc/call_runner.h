@@ -1,8 +1,10 @@
-// Runs one unary call: deadline, place (here or on a worker), metrics, the status on the wire.
-// Thread-safe.
+// Runs one unary call: deadline, place (here or on a worker), metrics; for gRPC the status on the
+// wire too. Thread-safe.
 #pragma once
 
+#include <chrono>
 #include <functional>
+#include <optional>
 
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/server_callback.h>
@@ -29,8 +31,14 @@ class CallRunner {
   grpc::ServerUnaryReactor* Run(grpc::CallbackServerContext* context, const Method& method,
                                 Body body) const;
 
+  // The same in the calling thread: returns when `body` has, on whichever thread it ran. `brought`:
+  // how long the caller will wait, from now on; none: it does not say.
+  absl::Status RunHere(const Method& method, std::optional<std::chrono::nanoseconds> brought,
+                       std::function<bool()> cancelled, const Body& body) const;
+
  private:
-  MonotonicTime DeadlineOf(const grpc::CallbackServerContext& context, const Method& method) const;
+  MonotonicTime DeadlineOf(const Method& method,
+                           std::optional<std::chrono::nanoseconds> brought) const;
 
   Node* const node_;
   mutable ReplyRoom replies_;

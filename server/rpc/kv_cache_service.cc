@@ -1,121 +1,15 @@
 #include "server/rpc/kv_cache_service.h"
 
-#include <cstring>
-#include <utility>
-#include <vector>
-
 #include "absl/status/status.h"
-#include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
+#include "server/rpc/call_methods.h"
 #include "server/rpc/identity.h"
 #include "server/rpc/load_reply.h"
 #include "server/rpc/session_stream.h"
-#include "server/rpc/to_calls.h"
-#include "server/rpc/validate_blocks.h"
 
 namespace fq {
-namespace {
 
-using Method = CallRunner::Method;
-constexpr Method kStore = {"Store", Method::Place::kWorker, Method::Deadline::kCapped};
-constexpr Method kLookup = {"Lookup", Method::Place::kHere, Method::Deadline::kCapped};
-constexpr Method kLoad = {"Load", Method::Place::kWorker, Method::Deadline::kCapped};
-constexpr Method kAttend = {"Attend", Method::Place::kWorker, Method::Deadline::kCapped};
-constexpr Method kRelease = {"Release", Method::Place::kHere, Method::Deadline::kCapped};
-
-// A segment of the session: one of the two. Keeps the mapping for the call.
-struct FoundSegment {
-  std::shared_ptr<const Segment> host;
-  std::shared_ptr<const DeviceSegment> device;
-};
-
-absl::StatusOr<FoundSegment> FindSegment(const Session& session, uint32_t id) {
-  FoundSegment found{session.segments.Find(id), session.segments.FindDevice(id)};
-  if (found.host != nullptr || found.device != nullptr) return found;
-  return BadField("pages.segment_id", id, "the session has no segment of that id");
-}
-
-// The pages of a message that lie in a segment, checked.
-absl::StatusOr<CallerPages> PagesInSegment(const Session& session, const FoundSegment& segment,
-                                           const wire::Pages& message, size_t blocks) {
-  const SlabShape& shape = session.space->shape();
-  CallerPages pages;
-  pages.session = &session;
-  if (segment.device != nullptr) {
-    FQ_RETURN_IF_ERROR(CheckDevicePages(message, blocks, shape, segment.device->layer_bytes()));
-    pages.device = segment.device.get();
-  } else {
-    FQ_RETURN_IF_ERROR(CheckPages(message, blocks, shape, segment.host->memory().size()));
-    pages.memory = segment.host->memory();
-  }
-  pages.pages = ToPages(message);
-  return pages;
-}
-
-// The same for pages that came with the message. They are only read.
-absl::StatusOr<CallerPages> PagesInPayload(const Session& session,
-                                           const wire::StoreRequest& request, size_t blocks) {
-  const std::string& payload = request.payload();
-  FQ_RETURN_IF_ERROR(CheckPages(request.pages(), blocks, session.space->shape(), payload.size()));
-  CallerPages pages;
-  pages.session = &session;
-  pages.in_message = true;
-  pages.memory = absl::MakeSpan(reinterpret_cast<std::byte*>(const_cast<char*>(payload.data())),
-                                payload.size());
-  pages.pages = ToPages(request.pages());
-  return pages;
-}
-
-absl::StatusOr<std::shared_ptr<const Lease>> FindLease(Session& session, const std::string& id) {
-  FQ_RETURN_IF_ERROR(CheckId("lease_id", id));
-  return session.leases.Use(ToRandomId(id));
-}
-
-template <typename Response>
-void FillStatuses(const std::vector<BlockOutcome>& outcomes, Response& response) {
-  response.mutable_statuses()->Reserve(static_cast<int>(outcomes.size()));
-  for (BlockOutcome outcome : outcomes) {
-    response.add_statuses(static_cast<wire::BlockStatus>(outcome));
-  }
-}
-
-grpc::ByteBuffer InlineReply(InlineBlocks blocks) {
-  wire::LoadResponse head;
-  FillStatuses(blocks.outcomes, head);
-  head.mutable_sizes()->Add(blocks.sizes.begin(), blocks.sizes.end());
-  head.mutable_refinement_sizes()->Add(blocks.refinement_sizes.begin(),
-                                       blocks.refinement_sizes.end());
-  head.set_xxh3_128(std::move(blocks.checksums));
-  return JoinLoadReply(head, std::move(blocks.payload));
-}
-
-void FillLookup(const LookupResult& result, wire::LookupResponse& response) {
-  response.set_matched_blocks(static_cast<uint32_t>(result.pins.size()));
-  response.set_usable_blocks(result.usable_blocks);
-  response.set_load_bytes(result.load_bytes);
-  response.set_predicted_load_ms(result.predicted_load_ms);
-  for (size_t i = 0; i < result.pins.size(); ++i) {
-    response.add_profiles(static_cast<wire::Profile>(result.profiles[i]));
-    response.add_stored_bytes(result.pins[i].stored_bytes());
-  }
-}
-
-std::vector<float> ToFloats(const std::string& bytes) {
-  std::vector<float> floats(bytes.size() / sizeof(float));
-  std::memcpy(floats.data(), bytes.data(), bytes.size());
-  return floats;
-}
-
-std::string ToBytes(const std::vector<float>& floats) {
-  return std::string(reinterpret_cast<const char*>(floats.data()), floats.size() * sizeof(float));
-}
-
-}  // namespace
-
-KvCacheService::KvCacheService(Node* node)
-    : node_(node),
-      runner_(node),
-      limits_{node->options().max_blocks_per_call, node->options().max_inline_bytes} {}
+KvCacheService::KvCacheService(Node* node) : node_(node), runner_(node), calls_(node) {}
 
 grpc::ServerBidiReactor<wire::SessionRequest, wire::SessionResponse>* KvCacheService::Session(
     grpc::CallbackServerContext* context) {
@@ -125,162 +19,50 @@ grpc::ServerBidiReactor<wire::SessionRequest, wire::SessionResponse>* KvCacheSer
 grpc::ServerUnaryReactor* KvCacheService::Store(grpc::CallbackServerContext* context,
                                                 const wire::StoreRequest* request,
                                                 wire::StoreResponse* response) {
-  return runner_.Run(context, kStore, [=](const CallContext& call) -> absl::Status {
-    FQ_ASSIGN_OR_RETURN(auto session, FindSession(*context, request->session_id()));
-    return DoStore(call, *session, *request, *response);
+  return runner_.Run(context, methods::kStore, [=](const CallContext& call) -> absl::Status {
+    FQ_ASSIGN_OR_RETURN(const Caller caller, CallerOf(*context, *node_));
+    return calls_.Store(call, caller.tenant, *request, *response);
   });
 }
 
 grpc::ServerUnaryReactor* KvCacheService::Lookup(grpc::CallbackServerContext* context,
                                                  const wire::LookupRequest* request,
                                                  wire::LookupResponse* response) {
-  return runner_.Run(context, kLookup, [=](const CallContext&) -> absl::Status {
-    FQ_ASSIGN_OR_RETURN(auto session, FindSession(*context, request->session_id()));
-    return DoLookup(*session, *request, *response);
+  return runner_.Run(context, methods::kLookup, [=](const CallContext&) -> absl::Status {
+    FQ_ASSIGN_OR_RETURN(const Caller caller, CallerOf(*context, *node_));
+    return calls_.Lookup(caller.tenant, *request, *response);
   });
 }
 
 grpc::ServerUnaryReactor* KvCacheService::Load(grpc::CallbackServerContext* context,
                                                const grpc::ByteBuffer* message,
                                                grpc::ByteBuffer* response) {
-  return runner_.Run(context, kLoad, [=](const CallContext& call) -> absl::Status {
+  return runner_.Run(context, methods::kLoad, [=](const CallContext& call) -> absl::Status {
     FQ_ASSIGN_OR_RETURN(const wire::LoadRequest request, ParseLoadRequest(*message));
-    FQ_ASSIGN_OR_RETURN(auto session, FindSession(*context, request.session_id()));
-    return DoLoad(call, *session, request, *response);
+    FQ_ASSIGN_OR_RETURN(const Caller caller, CallerOf(*context, *node_));
+    LoadReply reply;
+    FQ_RETURN_IF_ERROR(calls_.Load(call, caller.tenant, request, reply));
+    *response = JoinLoadReply(reply.head, std::move(reply.payload));
+    return absl::OkStatus();
   });
 }
 
 grpc::ServerUnaryReactor* KvCacheService::Attend(grpc::CallbackServerContext* context,
                                                  const wire::AttendRequest* request,
                                                  wire::AttendResponse* response) {
-  return runner_.Run(context, kAttend, [=](const CallContext& call) -> absl::Status {
-    FQ_ASSIGN_OR_RETURN(auto session, FindSession(*context, request->session_id()));
-    return DoAttend(call, *session, *request, *response);
+  return runner_.Run(context, methods::kAttend, [=](const CallContext& call) -> absl::Status {
+    FQ_ASSIGN_OR_RETURN(const Caller caller, CallerOf(*context, *node_));
+    return calls_.Attend(call, caller.tenant, *request, *response);
   });
 }
 
 grpc::ServerUnaryReactor* KvCacheService::Release(grpc::CallbackServerContext* context,
                                                   const wire::ReleaseRequest* request,
                                                   wire::ReleaseResponse* response) {
-  return runner_.Run(context, kRelease, [=](const CallContext&) -> absl::Status {
-    FQ_ASSIGN_OR_RETURN(auto session, FindSession(*context, request->session_id()));
-    return DoRelease(*session, *request, *response);
+  return runner_.Run(context, methods::kRelease, [=](const CallContext&) -> absl::Status {
+    FQ_ASSIGN_OR_RETURN(const Caller caller, CallerOf(*context, *node_));
+    return calls_.Release(caller.tenant, *request, *response);
   });
-}
-
-absl::StatusOr<std::shared_ptr<fq::Session>> KvCacheService::FindSession(
-    const grpc::CallbackServerContext& context, const std::string& session_id) const {
-  FQ_RETURN_IF_ERROR(CheckId("session_id", session_id));
-  FQ_ASSIGN_OR_RETURN(Caller caller, CallerOf(context, *node_));
-  FQ_ASSIGN_OR_RETURN(auto session, node_->sessions().Find(ToRandomId(session_id)));
-  if (session->space->tenant == caller.tenant) return session;
-  return absl::UnauthenticatedError("session_id: no such session");
-}
-
-absl::Status KvCacheService::DoStore(const CallContext& call, fq::Session& session,
-                                     const wire::StoreRequest& request,
-                                     wire::StoreResponse& response) const {
-  FQ_RETURN_IF_ERROR(node_->CheckAccepting());
-  FQ_RETURN_IF_ERROR(CheckStore(request, limits_));
-  StoreCall store = ToStoreCall(request);
-  const wire::Pages& pages = request.pages();
-  FoundSegment segment;
-  if (pages.segment_id() != 0) {
-    FQ_ASSIGN_OR_RETURN(segment, FindSegment(session, pages.segment_id()));
-    FQ_ASSIGN_OR_RETURN(store.source, PagesInSegment(session, segment, pages, store.keys.size()));
-  } else {
-    FQ_ASSIGN_OR_RETURN(store.source, PagesInPayload(session, request, store.keys.size()));
-  }
-  FQ_ASSIGN_OR_RETURN(auto outcomes, node_->page_path().StoreBlocks(call, *session.space, store));
-  FillStatuses(outcomes, response);
-  return absl::OkStatus();
-}
-
-absl::Status KvCacheService::DoLookup(fq::Session& session, const wire::LookupRequest& request,
-                                      wire::LookupResponse& response) const {
-  FQ_RETURN_IF_ERROR(CheckLookup(request, limits_));
-  LookupResult result = node_->page_path().Lookup(
-      *session.space, {ToKeys(request.keys()), ToFloor(request.min_profile())});
-  FillLookup(result, response);
-  if (result.pins.empty() || request.no_lease()) return absl::OkStatus();
-  FQ_ASSIGN_OR_RETURN(RandomId lease_id, session.leases.Add(std::move(result.pins)));
-  response.set_lease_id(fq::ToBytes(lease_id));
-  return absl::OkStatus();
-}
-
-absl::Status KvCacheService::DoLoad(const CallContext& call, fq::Session& session,
-                                    const wire::LoadRequest& request,
-                                    grpc::ByteBuffer& response) const {
-  FQ_ASSIGN_OR_RETURN(auto lease, FindLease(session, request.lease_id()));
-  FQ_RETURN_IF_ERROR(CheckLoad(request, session.space->shape(), lease->pins.size(), limits_));
-  const LeasedBlocks blocks{lease.get(), request.first_block(), request.block_count(),
-                            ToFloor(request.min_profile())};
-  if (request.has_pages()) return LoadIntoSegment(call, session, blocks, request.pages(), response);
-  return LoadIntoReply(call, session, blocks, request.encoded(), response);
-}
-
-absl::Status KvCacheService::LoadIntoSegment(const CallContext& call, fq::Session& session,
-                                             const LeasedBlocks& blocks, const wire::Pages& pages,
-                                             grpc::ByteBuffer& response) const {
-  FQ_ASSIGN_OR_RETURN(const FoundSegment segment, FindSegment(session, pages.segment_id()));
-  FQ_ASSIGN_OR_RETURN(const CallerPages target,
-                      PagesInSegment(session, segment, pages, blocks.block_count));
-  FQ_ASSIGN_OR_RETURN(auto outcomes, node_->page_path().Load(call, *session.space, blocks, target));
-  wire::LoadResponse head;
-  FillStatuses(outcomes, head);
-  response = JoinLoadReply(head, std::string());
-  return absl::OkStatus();
-}
-
-absl::Status KvCacheService::LoadIntoReply(const CallContext& call, fq::Session& session,
-                                           const LeasedBlocks& blocks, bool encoded,
-                                           grpc::ByteBuffer& response) const {
-  PagePath& path = node_->page_path();
-  if (encoded && EncodedBytes(blocks) > limits_.max_inline_bytes) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat("block_count = ", blocks.block_count, " of ", EncodedBytes(blocks),
-                     " bytes in all: max-inline-bytes is ", limits_.max_inline_bytes));
-  }
-  FQ_RETURN_IF_ERROR(
-      call.hold_reply(encoded ? EncodedBytes(blocks)
-                              : blocks.block_count * DenseBlockBytes(session.space->shape())));
-  FQ_ASSIGN_OR_RETURN(InlineBlocks result, encoded ? path.LoadEncoded(call, *session.space, blocks)
-                                                   : path.LoadInline(call, *session.space, blocks));
-  response = InlineReply(std::move(result));
-  return absl::OkStatus();
-}
-
-absl::Status KvCacheService::DoAttend(const CallContext& call, fq::Session& session,
-                                      const wire::AttendRequest& request,
-                                      wire::AttendResponse& response) const {
-  const SlabShape& shape = session.space->shape();
-  FQ_ASSIGN_OR_RETURN(auto lease, FindLease(session, request.lease_id()));
-  FQ_RETURN_IF_ERROR(CheckAttend(request, shape, lease->pins.size(), limits_));
-  const std::vector<float> q = ToFloats(request.q());
-  std::vector<float> out(q.size()), lse(q.size() / shape.head_size);
-  AttendCall attend{lease.get(), request.block_count(), {}};
-  attend.params.layer = static_cast<int>(request.layer());
-  attend.params.q_heads_per_kv_head = static_cast<int>(request.q_heads_per_kv_head());
-  attend.params.scale = request.scale();
-  attend.params.q = q.data();
-  attend.params.out = out.data();
-  attend.params.lse = lse.data();
-  FQ_RETURN_IF_ERROR(node_->page_path().Attend(call, *session.space, attend));
-  response.set_out(ToBytes(out));
-  response.set_lse(ToBytes(lse));
-  return absl::OkStatus();
-}
-
-absl::Status KvCacheService::DoRelease(fq::Session& session, const wire::ReleaseRequest& request,
-                                       wire::ReleaseResponse& response) const {
-  FQ_RETURN_IF_ERROR(CheckRelease(request, node_->options().max_leases_per_session));
-  uint32_t released = 0;
-  for (const std::string& id : request.lease_ids()) {
-    if (session.leases.Release(ToRandomId(id))) ++released;
-  }
-  response.set_released(released);
-  response.set_unknown(static_cast<uint32_t>(request.lease_ids_size()) - released);
-  return absl::OkStatus();
 }
 
 }  // namespace fq

@@ -1,12 +1,11 @@
-// The data plane: check -> call -> fill for each method of kv_cache.proto. Thread-safe. Load takes
-// and gives bytes instead of messages (load_reply.h).
+// The data plane on gRPC (kv_cache_calls.h). Thread-safe. Load takes and gives bytes instead of
+// messages (load_reply.h).
 #pragma once
 
 #include "flashquant/v1/kv_cache.grpc.pb.h"
-#include "server/call_context.h"
 #include "server/node.h"
 #include "server/rpc/call_runner.h"
-#include "server/rpc/validate.h"
+#include "server/rpc/kv_cache_calls.h"
 #include "server/rpc/wire.h"
 
 namespace fq {
@@ -35,30 +34,9 @@ class KvCacheService final
                                     wire::ReleaseResponse* response) override;
 
  private:
-  // The caller's own session. Unauthenticated: none of that id, or another tenant's.
-  absl::StatusOr<std::shared_ptr<fq::Session>> FindSession(
-      const grpc::CallbackServerContext& context, const std::string& session_id) const;
-
-  absl::Status DoStore(const CallContext& call, fq::Session& session,
-                       const wire::StoreRequest& request, wire::StoreResponse& response) const;
-  absl::Status DoLookup(fq::Session& session, const wire::LookupRequest& request,
-                        wire::LookupResponse& response) const;
-  absl::Status DoLoad(const CallContext& call, fq::Session& session,
-                      const wire::LoadRequest& request, grpc::ByteBuffer& response) const;
-  absl::Status LoadIntoSegment(const CallContext& call, fq::Session& session,
-                               const LeasedBlocks& blocks, const wire::Pages& pages,
-                               grpc::ByteBuffer& response) const;
-  absl::Status LoadIntoReply(const CallContext& call, fq::Session& session,
-                             const LeasedBlocks& blocks, bool encoded,
-                             grpc::ByteBuffer& response) const;
-  absl::Status DoAttend(const CallContext& call, fq::Session& session,
-                        const wire::AttendRequest& request, wire::AttendResponse& response) const;
-  absl::Status DoRelease(fq::Session& session, const wire::ReleaseRequest& request,
-                         wire::ReleaseResponse& response) const;
-
   Node* const node_;
   const CallRunner runner_;
-  const RequestLimits limits_;
+  const KvCacheCalls calls_;
 };
 
 }  // namespace fq

@@ -11,6 +11,11 @@
 
 namespace fq {
 
+struct LoadReply {
+  wire::LoadResponse head;  // without the payload
+  std::string payload;
+};
+
 // InvalidArgument when the bytes are no LoadRequest.
 absl::StatusOr<wire::LoadRequest> ParseLoadRequest(const grpc::ByteBuffer& message);
 

@@ -58,7 +58,10 @@ void SessionStream::FillResponse(const std::string& tenant, bool local) {
   response_.set_namespace_fingerprint(
       std::string(space.fingerprint.begin(), space.fingerprint.end()));
   response_.set_tenant(tenant);
-  if (local) response_.set_segment_socket(SegmentSocketPath(options.socket));
+  if (local) {
+    response_.set_segment_socket(SegmentSocketPath(options.socket));
+    response_.set_call_socket(CallSocketPath(options.socket));
+  }
   if (local && node_->tiers().has_device()) {
     const DeviceInfo& device = node_->device()->info();
     response_.mutable_device()->set_uuid(std::string(device.uuid.begin(), device.uuid.end()));

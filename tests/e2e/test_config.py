@@ -110,7 +110,8 @@ def test_stale_socket_is_taken_over(node):
 
 def test_socket_mode_is_as_set(start_node):
     node = start_node(socket_mode="0660")
-    for path in (node.socket, node.socket.with_name(node.socket.name + ".seg")):
+    for suffix in ("", ".seg", ".call"):
+        path = node.socket.with_name(node.socket.name + suffix)
         assert stat.S_IMODE(os.stat(path).st_mode) == 0o660, path
 
 
@@ -118,7 +119,8 @@ def test_loopback_needs_no_certificate(start_node):
     port = free_port()
     start_node(listen=f"127.0.0.1:{port}")
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, Session(channel) as session:
-        assert session.opened.segment_socket == ""  # not on the same host, for all it knows
+        # Not on the same host, for all it knows.
+        assert session.opened.segment_socket == session.opened.call_socket == ""
         session.store(chain("a", 1))
         assert session.fetch(chain("a", 1)) == 1
 

@@ -1,5 +1,6 @@
-// The checks of requests on any message that protobuf can parse. What passes is then held to the
-// promise the node relies on: every element of every page lies inside the memory that was named.
+// The checks of requests on any message that protobuf can parse, and of the call socket's packets.
+// What passes is then held to the promise the node relies on: every element of every page lies
+// inside the memory that was named.
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
@@ -7,6 +8,7 @@
 #include <google/protobuf/stubs/logging.h>
 
 #include "server/page_layout.h"
+#include "server/rpc/call_packet.h"
 #include "server/rpc/to_calls.h"
 #include "server/rpc/validate_blocks.h"
 #include "server/rpc/validate_session.h"
@@ -86,6 +88,14 @@ void CheckLoad(const uint8_t* data, int size, const fq::SlabShape& shape) {
   RequireInside(request.pages(), shape, kSegmentBytes);
 }
 
+void CheckPacket(absl::string_view packet) {
+  const auto call = fq::ParseCallPacket(packet, packet.size());
+  if (!call.ok()) return;
+  Require(call->message.size() + 16 == packet.size());
+  Require(call->message.data() + call->message.size() == packet.data() + packet.size());
+  Require(!call->timeout || call->timeout->count() > 0);
+}
+
 template <typename Request, typename Check>
 void Parsed(const uint8_t* data, int size, Check&& check) {
   Request request;
@@ -99,7 +109,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static_cast<void>(silent);
   if (size < 2 || size > (1 << 20)) return 0;
   const fq::SlabShape shape = ShapeOf(data[1]);
-  const uint8_t which = data[0] % 6;
+  const uint8_t which = data[0] % 7;
   const uint8_t* body = data + 2;
   const int bytes = static_cast<int>(size - 2);
   if (which == 0) CheckStore(body, bytes, shape);
@@ -122,5 +132,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         Require(r.range().layer_end() <= r.namespace_descriptor().layers());
     });
   }
+  if (which == 6) CheckPacket({reinterpret_cast<const char*>(body), size - 2});
   return 0;
 }

@@ -145,14 +145,20 @@ class CallBench:
         self._transport.end_load(hold)
         return seconds
 
-    def empty_calls(self, calls: int = 200) -> dict:
-        """A lookup of one block that is not there: what the RPC alone takes from Python."""
+    def empty_calls(self, calls: int = 200) -> list[dict]:
+        """Lookups of one block that is not there, each way: what a call alone takes from Python."""
         request = pb.LookupRequest(session_id=self._link.session_id, keys=bytes(KEY_BYTES),
                                    no_lease=True)
-        before = request_seconds(self._node)
-        seconds = [timed(lambda: self._link.stub.Lookup(request, timeout=5)) for _ in range(calls)]
-        return {"name": "empty call", **summary(seconds, 0),
-                "node_seconds": mean_seconds(before, request_seconds(self._node), "Lookup")}
+        ways = {"grpc": lambda: self._link.stub.Lookup(request, timeout=5),
+                "call socket": lambda: self._link.calls.start("Lookup", request, 5).result()}
+        results = []
+        for way, call in ways.items():
+            before = request_seconds(self._node)
+            seconds = [timed(call) for _ in range(calls)]
+            results.append({"name": "empty call", "way": way, **summary(seconds, 0),
+                            "node_seconds": mean_seconds(before, request_seconds(self._node),
+                                                         "Lookup")})
+        return results
 
     def purge(self) -> None:
         """The node forgets all."""
@@ -192,7 +198,7 @@ def measure_speed(binary: Path, shape: Shape, codec: tuple[Path, CodecSet], devi
         worker = PagedWorker(node.endpoint, shape, codec_set, device, 2 * max(counts))
         try:
             bench = CallBench(node, worker)
-            results = [bench.empty_calls()]
+            results = bench.empty_calls()
             for profile in profiles:
                 results += bench.measure(profile, counts)
             return results

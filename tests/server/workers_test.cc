@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <thread>
 
 #include "absl/synchronization/notification.h"
 #include "server/retry_after.h"
@@ -50,6 +51,36 @@ TEST(WorkerPool, Destroyed_RunsWhatWasQueued) {
     for (int i = 0; i < 50; ++i) EXPECT_TRUE(pool.Submit([&] { ++ran; }).ok());
   }
   EXPECT_EQ(ran, 50);
+}
+
+TEST(WorkerPool, Run_WithAFreeWorker_IsInTheCallingThreadAndCounts) {
+  WorkerPool pool(1, 100);
+  std::atomic<bool> ran{false};
+  std::thread::id where;
+  EXPECT_TRUE(pool.Run([&] {
+                    where = std::this_thread::get_id();
+                    EXPECT_TRUE(pool.Submit([&] { ran = true; }).ok());
+                    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+                    EXPECT_FALSE(ran);  // the one worker that there may be is this one
+                  })
+                  .ok());
+  EXPECT_EQ(where, std::this_thread::get_id());
+  while (!ran) std::this_thread::yield();
+}
+
+TEST(WorkerPool, Run_AllBusy_WaitsForAWorker) {
+  WorkerPool pool(2, 1);
+  Blocker blocker(pool);
+  std::thread::id where;
+  std::thread caller([&] {
+    EXPECT_TRUE(pool.Run([&] { where = std::this_thread::get_id(); }).ok());
+    EXPECT_NE(where, std::thread::id());
+    EXPECT_NE(where, std::this_thread::get_id());
+  });
+  while (pool.queued() == 0) std::this_thread::yield();
+  EXPECT_EQ(pool.Run([] { FAIL(); }).code(), absl::StatusCode::kResourceExhausted);
+  blocker.Release();
+  caller.join();
 }
 
 TEST(WorkerPool, ForEach_CallsEachIndexOnce) {

@@ -2,12 +2,14 @@
 
 import concurrent.futures
 import contextlib
+import socket
 import threading
 import time
 from pathlib import Path
 
 import grpc
 
+from flashquant import call_socket
 from flashquant.keys import Namespace
 from flashquant.link import SessionSpec
 from flashquant.v1 import kv_cache_pb2 as pb
@@ -17,11 +19,29 @@ NAMESPACE = Namespace("test-model", layers=2, kv_heads=1, head_size=64, dtype=pb
 SPEC = SessionSpec("test", NAMESPACE, (0, 2), (0, 1))
 
 
+class Refused(Exception):
+    """What gRPC's context raises when a servicer aborts."""
+
+
+class PacketContext:
+    """Of a call on the call socket."""
+
+    def abort(self, code: grpc.StatusCode, details: str) -> None:
+        """Ends the call."""
+        raise Refused(code, details)
+
+
 class FakeNode(pb_grpc.KvCacheServicer):
     """Knows the keys in `stored`; sleeps `delay_s` before every answer but a session's."""
 
-    def __init__(self, socket: Path) -> None:
-        self.endpoint = f"unix://{socket}"
+    def __init__(self, path: Path, calls: bool = False) -> None:
+        """`calls`: takes them on a call socket too."""
+        self.endpoint = f"unix://{path}"
+        self.call_path = f"{path}.call" if calls else ""
+        self.packets = 0     # calls that came over the call socket
+        self.greets = True   # False: it accepts, and that is all
+        self._listener: socket.socket | None = None
+        self._peers: list[socket.socket] = []
         self.stored: set[bytes] = set()
         self.delay_s = 0.0
         self.fail_with: grpc.StatusCode | None = None
@@ -39,10 +59,52 @@ class FakeNode(pb_grpc.KvCacheServicer):
         pb_grpc.add_KvCacheServicer_to_server(self, self._server)
         self._server.add_insecure_port(self.endpoint)
         self._server.start()
+        if self.call_path:
+            Path(self.call_path).unlink(missing_ok=True)
+            self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._listener.bind(self.call_path)
+            self._listener.listen()
+            threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
 
     def stop(self) -> None:
         """Ends all calls at once."""
+        if self._listener is not None:
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            self.hang_up()
         self._server.stop(grace=None).wait()
+
+    def hang_up(self) -> None:
+        """On all connections of the call socket."""
+        for peer in self._peers:
+            with contextlib.suppress(OSError):
+                peer.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                peer, _ = listener.accept()
+                self._peers.append(peer)
+                if self.greets:
+                    peer.send(call_socket.GREETING.pack(call_socket.VERSION, 1 << 16))
+                threading.Thread(target=self._answer_packets, args=(peer,), daemon=True).start()
+
+    def _answer_packets(self, peer: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while packet := peer.recv(1 << 17):
+                self.packets += 1
+                peer.send(self._answer(packet))
+
+    def _answer(self, packet: bytes) -> bytes:
+        number, _, _ = call_socket.REQUEST.unpack_from(packet)
+        kind, method = {1: (pb.StoreRequest, self.Store), 2: (pb.LookupRequest, self.Lookup),
+                        4: (pb.ReleaseRequest, self.Release)}[number]
+        try:
+            reply = method(kind.FromString(packet[call_socket.REQUEST.size:]), PacketContext())
+        except Refused as refused:
+            code, details = refused.args
+            return call_socket.REPLY.pack(code.value[0], 0) + details.encode()
+        return call_socket.REPLY.pack(0, 0) + reply.SerializeToString()
 
     def Session(self, request_iterator, context):
         """Answers each message."""
@@ -54,7 +116,8 @@ class FakeNode(pb_grpc.KvCacheServicer):
             self.messages += 1
             yield pb.SessionResponse(session_id=number.to_bytes(16, "little"), tenant="t",
                                      namespace_fingerprint=self.fingerprint, lease_ms=1000,
-                                     calibrated_tokens=self.calibrated_tokens)
+                                     calibrated_tokens=self.calibrated_tokens,
+                                     call_socket=self.call_path)
 
     def Lookup(self, request, context):
         """All usable, all compact."""
@@ -72,6 +135,11 @@ class FakeNode(pb_grpc.KvCacheServicer):
         self.stored.update(keys)
         return pb.StoreResponse(statuses=[pb.BLOCK_STATUS_OK] * len(keys))
 
+    def Release(self, request, context):
+        """Knows no leases."""
+        self._misbehave(context)
+        return pb.ReleaseResponse(unknown=len(request.lease_ids))
+
     def _misbehave(self, context) -> None:
         time.sleep(self.delay_s)
         if self.fail_with is not None:
@@ -79,9 +147,9 @@ class FakeNode(pb_grpc.KvCacheServicer):
 
 
 @contextlib.contextmanager
-def running(folder: Path):
+def running(folder: Path, calls: bool = False):
     """A started FakeNode."""
-    node = FakeNode(folder / "s")
+    node = FakeNode(folder / "s", calls)
     node.start()
     try:
         yield node

@@ -20,9 +20,9 @@ KEY = b"k" * 32
 SLACK_S = 0.010 + 0.090
 
 
-@pytest.fixture(name="node")
-def node_fixture(tmp_path):
-    with fake_node.running(tmp_path) as node:
+@pytest.fixture(name="node", params=["grpc", "call socket"])
+def node_fixture(tmp_path, request):
+    with fake_node.running(tmp_path, request.param == "call socket") as node:
         yield node
 
 

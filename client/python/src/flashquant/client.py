@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import grpc
 
 from flashquant.breaker import CircuitBreaker
+from flashquant.call_socket import CallError, SocketCall
 from flashquant.link import Link, LinkError, SessionSpec
 from flashquant.v1 import kv_cache_pb2 as pb
 from flashquant.wire import Profile
@@ -24,6 +25,7 @@ KEEP_ALIVE_S = 2.0
 CLOSE_S = 0.5
 TIMER_SLACK_S = 0.005           # what a call may take beyond its deadline before we stop waiting
 TIMEOUTS_THAT_BREAK = 3         # lookups in a row
+FAILURES = (grpc.RpcError, grpc.FutureTimeoutError, grpc.FutureCancelledError, CallError)
 HARMLESS = frozenset({          # the node is well and has finished with our memory
     grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -55,7 +57,8 @@ class Match:
 class PendingLookup:
     """A lookup under way. One thread at a time."""
 
-    def __init__(self, client: "Client", link: Link, future: grpc.Future, timeout_s: float) -> None:
+    def __init__(self, client: "Client", link: Link, future: grpc.Future | SocketCall,
+                 timeout_s: float) -> None:
         self._client, self._link, self._future = client, link, future
         self._give_up_s = time.monotonic() + timeout_s + TIMER_SLACK_S
 
@@ -68,7 +71,7 @@ class PendingLookup:
         try:
             wait_s = max(0.0, self._give_up_s - time.monotonic())
             reply = self._future.result(timeout=wait_s)
-        except (grpc.RpcError, grpc.FutureTimeoutError, grpc.FutureCancelledError) as error:
+        except FAILURES as error:
             self._future.cancel()
             self._client.lookup_failed(self._link, error)
             return None
@@ -129,11 +132,8 @@ class Client:
         request = pb.LookupRequest(session_id=link.session_id, keys=keys, min_profile=floor,
                                    no_lease=not lease)
         timeout_s = self.deadlines.lookup_s
-        try:
-            future = link.stub.Lookup.future(request, timeout=timeout_s)
-        except ValueError:  # the channel was closed meanwhile
-            return None
-        return PendingLookup(self, link, future, timeout_s)
+        future = self.call_later(link, "Lookup", request, timeout_s)
+        return None if future is None else PendingLookup(self, link, future, timeout_s)
 
     def lookup(self, keys: bytes, floor: Profile, lease: bool = False) -> Match | None:
         """Longest usable prefix of a chain; None = miss. With a lease: release() it later."""
@@ -157,22 +157,29 @@ class Client:
     def _call(self, link: Link, method: str, request: object, timeout_s: float) -> object | None:
         """A Load or Store on this thread: sooner back than a future, which has its own."""
         try:
+            on_socket = start_on_socket(link, method, request, timeout_s)
+            if on_socket is not None:
+                return on_socket.result()
             return getattr(link.stub, method)(request, timeout=timeout_s)
         except ValueError:  # the channel was closed meanwhile
             return None
-        except grpc.RpcError as error:
+        except (grpc.RpcError, CallError) as error:
             self._failed(link, error)
             return None
 
     def call_later(self, link: Link, method: str, request: object,
-                   timeout_s: float) -> grpc.Future | None:
-        """Starts a Load or Store; pass the result to answer()."""
+                   timeout_s: float) -> grpc.Future | SocketCall | None:
+        """Starts a call; pass the result of a Load or Store to answer()."""
+        on_socket = start_on_socket(link, method, request, timeout_s)
+        if on_socket is not None:
+            return on_socket
         try:
             return getattr(link.stub, method).future(request, timeout=timeout_s)
-        except ValueError:
+        except ValueError:  # the channel was closed meanwhile
             return None
 
-    def answer(self, link: Link, future: grpc.Future | None, timeout_s: float) -> object | None:
+    def answer(self, link: Link, future: grpc.Future | SocketCall | None,
+               timeout_s: float) -> object | None:
         """Reply of a call on the link's segment, or None.
 
         A call that ended without a reply of the node breaks the link: the node might still
@@ -182,7 +189,7 @@ class Client:
             return None
         try:
             return future.result(timeout=timeout_s + TIMER_SLACK_S)
-        except (grpc.RpcError, grpc.FutureTimeoutError, grpc.FutureCancelledError) as error:
+        except FAILURES as error:
             future.cancel()
             self._failed(link, error)
             return None
@@ -200,7 +207,9 @@ class Client:
             return
         request = pb.ReleaseRequest(session_id=link.session_id, lease_ids=[lease_id])
         future = self.call_later(link, "Release", request, self.deadlines.lookup_s)
-        if future is not None:
+        if isinstance(future, SocketCall):
+            future.forget()
+        elif future is not None:
             future.add_done_callback(lambda _: None)  # gRPC cancels a call that nobody holds
 
     # State of the link.
@@ -294,8 +303,18 @@ class Client:
             log.warning("FlashQuant node %s: %s", self._endpoint, text)
 
 
+def start_on_socket(link: Link, method: str, request: object,
+                    timeout_s: float) -> SocketCall | None:
+    """A call on the node's call socket. None: over gRPC instead."""
+    if link.calls is None or (method == "Load" and not request.HasField("pages")):
+        return None
+    return link.calls.start(method, request, timeout_s)
+
+
 def code_of(error: Exception) -> grpc.StatusCode:
     """Status of a failed call; a future that we stopped waiting for counts as its deadline."""
+    if isinstance(error, CallError):
+        return error.code
     if isinstance(error, grpc.RpcError) and isinstance(error, grpc.Call):
         return error.code()
     if isinstance(error, grpc.FutureTimeoutError):
@@ -305,5 +324,5 @@ def code_of(error: Exception) -> grpc.StatusCode:
 
 def describe(error: Exception) -> str:
     """One line for the log."""
-    details = error.details() if isinstance(error, grpc.Call) else ""
+    details = error.details() if isinstance(error, grpc.Call) else getattr(error, "details", "")
     return f"{code_of(error).name}: {details}" if details else code_of(error).name

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import grpc
 
+from flashquant.call_socket import CallSocket
 from flashquant.device_segment import DeviceMemory, DeviceSegment
 from flashquant.keys import Namespace
 from flashquant.segment import Segment, SegmentError
@@ -72,6 +73,7 @@ class Link:
         self._opened: concurrent.futures.Future = concurrent.futures.Future()
         self._channel = grpc.insecure_channel(endpoint, options=CHANNEL_OPTIONS)
         self.stub = pb_grpc.KvCacheStub(self._channel)
+        self.calls: CallSocket | None = None  # None: calls go through `stub`
         self.segment: Segment | None = None
         self.device_segment: DeviceSegment | None = None
         self._outbox.put(spec.first_message())
@@ -92,6 +94,8 @@ class Link:
         if self.info.namespace_fingerprint != expected:
             raise LinkError(f"namespace fingerprint: ours {expected.hex()[:16]}, the node's "
                             f"{self.info.namespace_fingerprint.hex()[:16]}")
+        if self.info.call_socket:
+            self.calls = self._open_calls(timeout_s)
         if not self.info.segment_socket:
             return
         if spec.device is not None:
@@ -99,6 +103,14 @@ class Link:
         size = spec.bytes_beside_device if self.device_segment else spec.segment_bytes
         if size:
             self._register_segment(size, timeout_s)
+
+    def _open_calls(self, timeout_s: float) -> CallSocket | None:
+        try:
+            return CallSocket(self.info.call_socket, timeout_s)
+        except OSError as error:
+            log.warning("FlashQuant: call socket %s: %s: calls go over gRPC",
+                        self.info.call_socket, error)
+            return None
 
     def _register_device(self, memory: DeviceMemory, timeout_s: float) -> DeviceSegment | None:
         """None when the node is not on the engine's GPU, or refuses (logged)."""
@@ -129,6 +141,8 @@ class Link:
 
     def close(self) -> None:
         """Ends the session; running calls end with CANCELLED. Idempotent."""
+        if self.calls is not None:
+            self.calls.close()
         self._outbox.put(None)
         self._call.cancel()
         self._channel.close()
