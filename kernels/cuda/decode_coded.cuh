@@ -14,7 +14,7 @@ __device__ void FillHalfRows(const DecodeSide& side, bool half, std::byte* rows)
        group += kDecodeWarps) {
     GroupWords own;
     if (half && !side.refined && side.bits(0, group) != 8) {
-      own = BaseWords(side, group);  // the tables hold FP16
+      own = BaseWords(PartOf(side, 0, group), side.lane);  // the tables hold FP16
     } else {
       float v[kLaneValues];
       DecodeGroup<kHeadSize, kSide>(side, group, v);

@@ -5,6 +5,7 @@
 #include "kernels/cuda/cuda_status.h"
 #include "kernels/cuda/decode_coded.cuh"
 #include "kernels/cuda/decode_rows.cuh"
+#include "kernels/cuda/decode_runs.cuh"
 #include "kernels/cuda/launch.h"
 #include "kernels/cuda/page_rows.cuh"
 #include "kernels/cuda/plain_pages.h"
@@ -67,6 +68,23 @@ __global__ void __launch_bounds__(kDecodeThreads, kTerms == 0 ? 7 : 4)
   }
 }
 
+// Runs of pages to rows of 16 bits.
+template <int kHeadSize, int kParts>
+__global__ void __launch_bounds__(RunShape<kHeadSize>::kThreads, kParts == 1 ? 4 : 3)
+    DecodePageRuns(DecodeParams p) {
+  DecodeRun<kHeadSize, kParts>(PageRuns{p.jobs.count}.At(static_cast<int>(blockIdx.x)), p.jobs,
+                               p.rows, p.coders);
+}
+
+template <int kHeadSize, int kParts>
+cudaError_t LaunchRuns(const DecodeParams& params, cudaStream_t stream) {
+  constexpr size_t kShared = RunShared<kHeadSize, kParts>::Bytes();
+  static_assert(kShared <= kSharedLimit);
+  return Launch(DecodePageRuns<kHeadSize, kParts>,
+                {PageRuns{params.jobs.count}.Size(), RunShape<kHeadSize>::kThreads, kShared},
+                stream, params);
+}
+
 template <int kHeadSize, int kTerms>
 cudaError_t LaunchTerms(const DecodeParams& params, cudaStream_t stream) {
   const int parts = params.jobs.refined ? 2 : 1;
@@ -83,8 +101,13 @@ cudaError_t LaunchTerms(const DecodeParams& params, cudaStream_t stream) {
 template <int kHeadSize>
 cudaError_t LaunchDecode(Domain domain, const DecodeParams& params, cudaStream_t stream) {
   if (domain == Domain::kCoded) return LaunchTerms<kHeadSize, 0>(params, stream);
-  return params.rows.dtype == DType::kF32 ? LaunchTerms<kHeadSize, 2>(params, stream)
-                                          : LaunchTerms<kHeadSize, 1>(params, stream);
+  if (params.rows.dtype == DType::kF32) return LaunchTerms<kHeadSize, 2>(params, stream);
+  if constexpr (kHeadSize <= 128) {  // the matrix fits registers
+    return params.jobs.refined ? LaunchRuns<kHeadSize, 2>(params, stream)
+                               : LaunchRuns<kHeadSize, 1>(params, stream);
+  } else {
+    return LaunchTerms<kHeadSize, 1>(params, stream);
+  }
 }
 
 cudaError_t LaunchDecodeBase(const DecodeOptions& options, const DecodeParams& params,

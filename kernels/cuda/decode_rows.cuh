@@ -7,12 +7,12 @@ namespace fq {
 
 // Puts two groups into the fragments [step][tile][lane] of 16 bytes.
 template <Side kSide>
-__device__ void StoreStep(const DecodeSide& side, int step, const GroupWords& even,
-                          const GroupWords& odd, std::byte* fragments) {
+__device__ void StoreStep(int lane, int step, const GroupWords& even, const GroupWords& odd,
+                          std::byte* fragments) {
   const GroupWords first = ByToken<kSide>(even), second = ByToken<kSide>(odd);
 #pragma unroll
   for (int tile = 0; tile < 4; ++tile) {
-    reinterpret_cast<uint4*>(fragments)[(4 * step + tile) * 32 + side.lane] = make_uint4(
+    reinterpret_cast<uint4*>(fragments)[(4 * step + tile) * 32 + lane] = make_uint4(
         first.word[tile][0], first.word[tile][1], second.word[tile][0], second.word[tile][1]);
   }
 }
@@ -140,16 +140,20 @@ __device__ void DecodeToRows(const DecodeSide& side, const RowTarget& target) {
   std::byte* fragments = side.memory + side.regions.Values();
   for (int step = static_cast<int>(threadIdx.x) / 32; step < kHeadSize / 16; step += kDecodeWarps) {
     if (!side.refined) {
-      StoreStep<kSide>(side, step, BaseWords(side, 2 * step), BaseWords(side, 2 * step + 1),
-                       fragments);
+      StoreStep<kSide>(side.lane, step, BaseWords(PartOf(side, 0, 2 * step), side.lane),
+                       BaseWords(PartOf(side, 0, 2 * step + 1), side.lane), fragments);
       continue;
     }
     GroupWords even[kTerms], odd[kTerms];
-    RefinedWords<kHeadSize, kSide>(side, 2 * step, even);
-    RefinedWords<kHeadSize, kSide>(side, 2 * step + 1, odd);
+    float v[kLaneValues];
+    DecodeGroup<kHeadSize, kSide>(side, 2 * step, v);
+    FeedWords<kHeadSize, kSide>(side.coder, 2 * step, side.lane, v, even);
+    DecodeGroup<kHeadSize, kSide>(side, 2 * step + 1, v);
+    FeedWords<kHeadSize, kSide>(side.coder, 2 * step + 1, side.lane, v, odd);
 #pragma unroll
     for (int term = 0; term < kTerms; ++term) {
-      StoreStep<kSide>(side, step, even[term], odd[term], fragments + term * TermBytes(kHeadSize));
+      StoreStep<kSide>(side.lane, step, even[term], odd[term],
+                       fragments + term * TermBytes(kHeadSize));
     }
   }
   __syncthreads();

@@ -6,19 +6,37 @@
 
 namespace fq {
 
-// The lane's values of a group in the coded domain, bit for bit as on the CPU.
+// What one part of a group decodes from; class 0 where the page has no refinement.
+struct GroupPart {
+  int bits;
+  const std::byte* codes;
+  const uint32_t* lookups;
+};
+
+// The lane's values of a group in the coded domain, bit for bit as on the CPU. `sd` is the coder's.
+template <Side kSide>
+__device__ void DecodeParts(const GroupPart& base, const GroupPart& refined, const float* sd,
+                            int group, int lane, float (&v)[kLaneValues]) {
+  ReadGroup(base.bits, base.codes, base.lookups, lane, v);
+  if (refined.bits == 0) return;
+  float refinement[kLaneValues];
+  ReadGroup(refined.bits, refined.codes, refined.lookups, lane, refinement);
+  sd += kGroupChannels * group;
+#pragma unroll
+  for (int i = 0; i < kLaneValues; ++i) {
+    v[i] = Refined(v[i], refinement[i], sd[ComponentOf(kSide, lane, i)]);
+  }
+}
+
+__device__ inline GroupPart PartOf(const DecodeSide& side, int part, int group) {
+  return {side.bits(part, group), side.codes(part, group), side.lookups(part)};
+}
 template <int kHeadSize, Side kSide>
 __device__ void DecodeGroup(const DecodeSide& side, int group, float (&v)[kLaneValues]) {
   constexpr CoderLayout kLayout{kHeadSize};
-  ReadGroup(side.bits(0, group), side.codes(0, group), side.lookups(0), side.lane, v);
-  if (!side.refined || side.bits(1, group) == 0) return;
-  float refinement[kLaneValues];
-  ReadGroup(side.bits(1, group), side.codes(1, group), side.lookups(1), side.lane, refinement);
-  const float* sd = At<float>(side.coder, kLayout.Sd()) + kGroupChannels * group;
-#pragma unroll
-  for (int i = 0; i < kLaneValues; ++i) {
-    v[i] = Refined(v[i], refinement[i], sd[ComponentOf(kSide, side.lane, i)]);
-  }
+  const GroupPart refined = side.refined ? PartOf(side, 1, group) : GroupPart{};
+  DecodeParts<kSide>(PartOf(side, 0, group), refined, At<float>(side.coder, kLayout.Sd()), group,
+                     side.lane, v);
 }
 
 // A group as pairs of neighbouring components of a token: FP16 or BF16, [tile][r].
@@ -51,14 +69,14 @@ __device__ inline GroupWords PackGroup(bool half, const float (&v)[kLaneValues])
 }
 
 // A group of the base as it meets the transform: FP16, class 8 in whole steps.
-__device__ inline GroupWords BaseWords(const DecodeSide& side, int group) {
+__device__ inline GroupWords BaseWords(const GroupPart& base, int lane) {
+  const int bits = base.bits;
   GroupWords out = {};
-  const int bits = side.bits(0, group);
-  const uint32_t* tables = side.lookups(0) + TableWord(bits);
-  const std::byte* own = side.codes(0, group) + 2 * bits * side.lane;
+  const uint32_t* tables = base.lookups + TableWord(bits);
+  const std::byte* own = base.codes + 2 * bits * lane;
   if (bits == 8) {
-    const uint4 codes = *reinterpret_cast<const uint4*>(own);
-    const uint32_t words[4] = {codes.x, codes.y, codes.z, codes.w};
+    const uint4 bytes = *reinterpret_cast<const uint4*>(own);
+    const uint32_t words[4] = {bytes.x, bytes.y, bytes.z, bytes.w};
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const uint32_t pair = words[i >> 1] >> (16 * (i & 1));
@@ -67,25 +85,25 @@ __device__ inline GroupWords BaseWords(const DecodeSide& side, int group) {
           PackHalves(static_cast<float>(first - 128), static_cast<float>(second - 128));
     }
   } else if (bits == 4) {
-    const uint2 codes = *reinterpret_cast<const uint2*>(own);
+    const uint2 bytes = *reinterpret_cast<const uint2*>(own);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-      const uint32_t four = i < 4 ? codes.x : codes.y;
+      const uint32_t four = i < 4 ? bytes.x : bytes.y;
       out.word[i >> 1][i & 1] = tables[four >> (8 * (i & 3)) & 255u];
     }
   } else if (bits == 2) {
-    const uint32_t codes = *reinterpret_cast<const uint32_t*>(own);
+    const uint32_t bytes = *reinterpret_cast<const uint32_t*>(own);
 #pragma unroll
     for (int tile = 0; tile < 4; ++tile) {
-      const uint32_t chain = tables[codes >> (8 * tile) & 255u];
+      const uint32_t chain = tables[bytes >> (8 * tile) & 255u];
       out.word[tile][0] = chain;
       out.word[tile][1] = ChainPair(chain, 1);
     }
   } else if (bits == 1) {
-    const uint32_t codes = *reinterpret_cast<const uint16_t*>(own);
+    const uint32_t bytes = *reinterpret_cast<const uint16_t*>(own);
 #pragma unroll
     for (int pair = 0; pair < 2; ++pair) {
-      const uint2 chains = reinterpret_cast<const uint2*>(tables)[codes >> (8 * pair) & 255u];
+      const uint2 chains = reinterpret_cast<const uint2*>(tables)[bytes >> (8 * pair) & 255u];
       out.word[2 * pair][0] = chains.x;
       out.word[2 * pair][1] = ChainPair(chains.x, 1);
       out.word[2 * pair + 1][0] = chains.y;
@@ -95,17 +113,14 @@ __device__ inline GroupWords BaseWords(const DecodeSide& side, int group) {
   return out;
 }
 
-// What a step of the transform takes of a refined group: high and, with two terms, low term.
+// What a step of the transform takes of values of a group of the coder: high and, with two terms,
+// low term.
 template <int kHeadSize, Side kSide, int kTerms>
-__device__ void RefinedWords(const DecodeSide& side, int group, GroupWords (&terms)[kTerms]) {
+__device__ void FeedWords(const std::byte* coder, int group, int lane, float (&v)[kLaneValues],
+                          GroupWords (&terms)[kTerms]) {
   constexpr CoderLayout kLayout{kHeadSize};
-  float v[kLaneValues], feed[2];
-  DecodeGroup<kHeadSize, kSide>(side, group, v);
-#pragma unroll
-  for (int e = 0; e < 2; ++e) {
-    feed[e] = At<float>(side.coder,
-                        kLayout.Feed())[kGroupChannels * group + ComponentOf(kSide, side.lane, e)];
-  }
+  const float* feeds = At<float>(coder, kLayout.Feed()) + kGroupChannels * group;
+  const float feed[2] = {feeds[ComponentOf(kSide, lane, 0)], feeds[ComponentOf(kSide, lane, 1)]};
 #pragma unroll
   for (int i = 0; i < kLaneValues; ++i) v[i] = Clamp(v[i] * feed[i & 1], kInputLimit);
   terms[0] = PackGroup(true, v);

@@ -71,6 +71,15 @@ __device__ inline RawChannels LoadRaw(DType dtype, const std::byte* base, int64_
   return raw;
 }
 
+// Two elements of 16 bits as FP32, low half first.
+__device__ inline void WidenPair(DType dtype, uint32_t pair, float* x) {
+  const float2 wide = dtype == DType::kF16 ? WidenHalves(pair)
+                                           : make_float2(FloatFromBits(pair << 16),
+                                                         FloatFromBits(pair & 0xFFFF0000u));
+  x[0] = wide.x;
+  x[1] = wide.y;
+}
+
 // The same as FP32, NaN and all.
 __device__ inline void WidenRaw(DType dtype, const RawChannels& raw, float (&x)[8]) {
   const uint32_t words[8] = {raw.half[0].x, raw.half[0].y, raw.half[0].z, raw.half[0].w,
@@ -81,13 +90,7 @@ __device__ inline void WidenRaw(DType dtype, const RawChannels& raw, float (&x)[
     return;
   }
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 pair = dtype == DType::kF16 ? WidenHalves(words[i])
-                                             : make_float2(FloatFromBits(words[i] << 16),
-                                                           FloatFromBits(words[i] & 0xFFFF0000u));
-    x[2 * i] = pair.x;
-    x[2 * i + 1] = pair.y;
-  }
+  for (int i = 0; i < 4; ++i) WidenPair(dtype, words[i], x + 2 * i);
 }
 
 __device__ inline void LoadChannels(DType dtype, const std::byte* base, int64_t element,

@@ -110,6 +110,15 @@ __device__ inline uint4 LoadTile(const std::byte* row) {
   return tile;
 }
 
+// The same, each matrix transposed: lane 4 g + t gets column g of rows 2 t and 2 t + 1.
+__device__ inline uint4 LoadTransposed(const std::byte* row) {
+  uint4 tile;
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(tile.x), "=r"(tile.y), "=r"(tile.z), "=r"(tile.w)
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row))));
+  return tile;
+}
+
 // Where shared memory lies, as LoadSharedWord takes it.
 __device__ inline uint32_t SharedAddress(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));

@@ -39,17 +39,18 @@ LIMITS = {
     # A pointer on sm_100 and sm_120, once a page.
     "EncodeBasePages": Limit(4, 128, 5200, 40, local=4),
     "SumBasePages": Limit(4, 48, 1200, 0),
-    "DecodeBasePages.*Li0EE": Limit(4, 72, 4900, 0),
-    "DecodeBasePages.*Li1EE": Limit(4, 128, 5600, 16),
-    "DecodeBasePages.*Li2EE": Limit(4, 128, 6400, 48),
+    "DecodeBasePages.*ELi0EE": Limit(4, 72, 4900, 0),
+    "DecodeBasePages.*ELi1EE": Limit(1, 128, 5600, 32),  # head size 256
+    "DecodeBasePages.*ELi2EE": Limit(4, 128, 6400, 48),
+    "DecodePageRuns.*ELi1EE": Limit(3, 136, 2900, 32),
+    "DecodePageRuns.*ELi2EE": Limit(3, 168, 5400, 32),
     "VerifyPagesOfBase": Limit(1, 48, 900, 0),
     # The candidates of a cell lie in local memory.
     "MakeCoderLists": Limit(1, 64, 3000, 0, local=500),
     "EncodeExactPages": Limit(1, 48, 1200, 0),
     "DecodeExactPages": Limit(1, 48, 1200, 0),
-    "EncodeUniversalPages": Limit(1, 64, 5000, 0),
-    # Its 16 levels lie in local memory: an index that differs between threads.
-    "DecodeUniversalPages": Limit(1, 64, 3600, 0, local=200),
+    "EncodeUniversalPages": Limit(4, 128, 10400, 0),
+    "DecodeUniversalPages": Limit(4, 128, 6600, 0),
 }
 
 

@@ -14,6 +14,7 @@
 #include "kernels/cpu/element.h"
 #include "kernels/cuda/decode_pages.h"
 #include "kernels/cuda/encode_pages.h"
+#include "kernels/cuda/page_runs.h"
 #include "kernels/page_bytes.h"
 #include "tests/testing/codec_set_builder.h"
 #include "tests/testing/random.h"
@@ -138,6 +139,16 @@ class PageKernelsTest : public testing::TestWithParam<Scene> {
     broken_ = Copy(nothing, kPages);
   }
 
+  // The jobs of the next launches: every page so many times, in changing order.
+  void SetJobs(int copies) {
+    std::vector<PageJob> jobs;
+    for (int i = 0; i < copies; ++i) {
+      for (int page = 0; page < kPages; ++page) jobs.push_back(jobs_[(page + i) % kPages]);
+    }
+    device_jobs_ = Copy(jobs.data(), jobs.size() * sizeof(PageJob));
+    jobs_count_ = static_cast<int>(jobs.size());
+  }
+
   const CodecProfile& Profile(int page) const { return set_->profile(0, page / 2); }
 
   static DeviceBuffer Allocate(size_t size) {
@@ -159,7 +170,7 @@ class PageKernelsTest : public testing::TestWithParam<Scene> {
   PageJobs Jobs() const {
     PageJobs jobs;
     jobs.jobs = device_jobs_.as<PageJob>();
-    jobs.count = kPages;
+    jobs.count = jobs_count_;
     jobs.refined = scene().refined;
     jobs.broken = broken_.as<uint8_t>();
     return jobs;
@@ -283,6 +294,7 @@ class PageKernelsTest : public testing::TestWithParam<Scene> {
   std::vector<std::byte> rows_;
   std::vector<int32_t> blocks_;
   std::vector<PageJob> jobs_;
+  int jobs_count_ = kPages;  // of the launch
   size_t primary_bytes_[kPages], refinement_bytes_[kPages];
   DeviceBuffer device_blocks_, device_jobs_, checksums_, broken_;
   DeviceBuffer primary_[kPages], refinement_[kPages];
@@ -378,6 +390,52 @@ TEST_P(PageKernelsTest, Decode_BrokenPage_ReportedAndNotDelivered) {
   }
 }
 
+// The same pages as many jobs: runs of pages of several coders, short pages and sink blocks among
+// them, give the bytes that a launch of single pages gives.
+TEST_P(PageKernelsTest, Decode_MoreJobsThanSinglePages_SameRows) {
+  if (scene().kind != PageKind::kBase || d() != 64) return;
+  Encode();
+  const std::vector<std::byte> expected = Decode(Domain::kRows);
+  SetJobs(kSinglePages / kPages + 3);
+  EXPECT_TRUE(Decode(Domain::kRows) == expected);
+}
+
+// More pages than thread blocks: each takes several, of several coders, one behind the other.
+TEST_P(PageKernelsTest, Encode_EveryPageFiveTimes_SameBytes) {
+  if (scene().kind != PageKind::kBase) return;
+  Encode();
+  std::vector<std::vector<std::byte>> expected;
+  for (int page = 0; page < kPages; ++page) {
+    expected.push_back(Primary(page));
+    expected.push_back(Refinement(page));
+  }
+  SetJobs(5);
+  Encode();
+  for (int page = 0; page < kPages; ++page) {
+    EXPECT_TRUE(Primary(page) == expected[2 * page]) << "page " << page;
+    EXPECT_TRUE(Refinement(page) == expected[2 * page + 1]) << "page " << page;
+  }
+}
+
+// NaN counts as 0 in universal pages and as the mean in others; infinities and the like end at the
+// range.
+TEST_P(PageKernelsTest, Encode_UnusualRows_CodesOfTheCpu) {
+  if (scene().kind == PageKind::kExact) return;
+  const float unusual[] = {NAN, INFINITY, -INFINITY, 65504.0f, -65504.0f, 1e-7f, 0.0f};
+  for (int i = 0; i < 2 * 7; ++i) {  // two of each in the second page of head 0, K and V
+    const int64_t element = Element(i % 2, Position(1, 3 * i), 0) + 5 * i;
+    StoreElement(scene().dtype, unusual[i / 2], rows_.data() + element * bytes());
+  }
+  Encode();
+  std::vector<std::byte> primary, refinement;
+  EncodeOnCpu(1, &primary, &refinement);
+  const std::vector<std::byte> own = Primary(1);
+  int differ = 0;
+  for (size_t i = 0; i < own.size(); ++i) differ += own[i] != primary[i];
+  const int total = static_cast<int>(own.size());
+  EXPECT_LE(differ, scene().kind == PageKind::kUniversal ? 0 : total / 50);
+}
+
 // Candidate lists hold the nearest entry of every cell, but for what no point that is looked at
 // finds: the codes of a look at all entries, nearly always.
 class CandidateListsTest : public PageKernelsTest {};
@@ -426,11 +484,15 @@ INSTANTIATE_TEST_SUITE_P(Scenes, PageKernelsTest,
                                          Scene{64, DType::kF32, 128, PageKind::kBase, true},
                                          Scene{96, DType::kBF16, 32, PageKind::kBase, true},
                                          Scene{128, DType::kF16, 64, PageKind::kBase, false},
+                                         Scene{64, DType::kF16, 32, PageKind::kBase, false},
+                                         Scene{96, DType::kBF16, 16, PageKind::kBase, false},
                                          Scene{128, DType::kBF16, 16, PageKind::kBase, true},
                                          Scene{256, DType::kF16, 64, PageKind::kBase, true},
                                          Scene{96, DType::kF16, 16, PageKind::kExact, false},
                                          Scene{64, DType::kF32, 32, PageKind::kExact, false},
                                          Scene{96, DType::kBF16, 128, PageKind::kUniversal, false},
+                                         Scene{64, DType::kF32, 64, PageKind::kUniversal, false},
+                                         Scene{256, DType::kBF16, 64, PageKind::kUniversal, false},
                                          Scene{128, DType::kF16, 16, PageKind::kUniversal, false}),
                          NameOf);
 

@@ -182,6 +182,17 @@ inline uint4 LoadTile(const std::byte* row) {
   return make_uint4(word(0), word(1), word(2), word(3));
 }
 
+inline uint4 LoadTransposed(const std::byte* row) {
+  const std::byte* slots = emulation::Exchange(&row, sizeof(row));
+  const int g = static_cast<int>(threadIdx.x & 31u) / 4, t = static_cast<int>(threadIdx.x & 3u);
+  const auto element = [&](int part, int token) -> uint32_t {
+    return reinterpret_cast<const uint16_t*>(
+        FromLane<const std::byte*>(slots, 8 * part + token))[g];
+  };
+  const auto word = [&](int part) { return element(part, 2 * t) | element(part, 2 * t + 1) << 16; };
+  return make_uint4(word(0), word(1), word(2), word(3));
+}
+
 void MultiplyAdd(float (&d)[4], const uint4& a, uint32_t b0, uint32_t b1);
 
 inline void MultiplyToHalves(uint32_t (&d)[2], const uint4& a, uint32_t b0, uint32_t b1) {
