@@ -1,8 +1,9 @@
 """Models by the shape of their KV cache, and a codec set for each, made up but complete.
 
 The set's transforms are Hadamard with random signs and order: rows of independent unit Gaussians
-(pages.py) are what it expects, in every head. Its tables are those of the shipped set, in turns:
-what they hold decides how fast a GPU looks them up.
+(pages.py) are what it expects, in every head. Its tables are those of the shipped set, in turns,
+and its classes have about the shares that they have there: what the tables hold, and how many
+groups have bits at all, decides how fast a GPU is.
 """
 
 from dataclasses import dataclass
@@ -23,9 +24,10 @@ from flashquant.codec_set import (
 from flashquant.keys import BLOCK_TOKENS, Namespace
 from flashquant.v1 import kv_cache_pb2 as pb
 
-# (groups of 4 bits, of 2, of 1) of every sixteen; 34 bits each: 2.125 a value
-MIXES = ((3, 9, 4), (2, 12, 2), (1, 15, 0), (4, 6, 6), (5, 3, 8))
-RESIDUAL = {4: 0.0975, 2: 0.328, 1: 0.584}  # standard deviation behind the base's codes
+# Groups of 8, 4, 2, 1 and 0 bits of every sixteen; 34 bits each: 2.125 a value
+MIXES = ((1, 4, 4, 2, 5), (1, 4, 3, 4, 4), (1, 3, 6, 2, 4), (0, 6, 4, 2, 4), (2, 2, 4, 2, 6))
+# Standard deviation behind the base's codes, by their bits.
+RESIDUAL = {8: 0.0102, 4: 0.0975, 2: 0.328, 1: 0.584, 0: 1.0}
 TABLES = Path(__file__).parents[2] / "codec_sets/smollm2-135m-instruct.fqcs"
 ELEMENT_BYTES = 2
 
@@ -60,10 +62,11 @@ def made_up_codec_set(shape: Shape, seed: int = 7) -> CodecSet:
     size, groups = shape.head_size, shape.head_size // GROUP
     profiles = [mix_profile(mix, other, groups) for mix, other in zip(MIXES, MIXES[1:] + MIXES[:1])]
     profile_of = random.integers(len(profiles), size=(shape.layers, shape.heads))
+    shipped = read_codec_set(TABLES)
     rows = np.zeros((shape.layers, shape.heads, 2), row_dtype(size))
     rows["weight"] = 1.0
     for name in ("class4", "class2", "class1"):
-        tables = shipped_tables(name)
+        tables = used_tables(shipped, name)
         places = np.arange(2 * rows.size) % len(tables)
         rows["base"][name] = tables[places[::2]].reshape(rows["base"][name].shape)
         rows["refinement"][name] = tables[places[1::2]].reshape(rows["refinement"][name].shape)
@@ -81,18 +84,18 @@ def made_up_codec_set(shape: Shape, seed: int = 7) -> CodecSet:
                     "tests/gpu/shapes.py", seed)
 
 
-def shipped_tables(name: str) -> np.ndarray:
-    """The tables of a class that the shipped set's heads use, one behind the other."""
-    base = read_codec_set(TABLES).rows["base"][name]
+def used_tables(codec_set: CodecSet, name: str) -> np.ndarray:
+    """The tables of a class that the heads of a set use, one behind the other."""
+    base = codec_set.rows["base"][name]
     tables = base.reshape(-1, *base.shape[3:])
     used = (tables != tables[:, :1]).reshape(len(tables), -1).any(axis=1)
     return tables[used]
 
 
-def mix_profile(k: tuple[int, int, int], v: tuple[int, int, int], groups: int) -> Profile:
+def mix_profile(k: tuple[int, ...], v: tuple[int, ...], groups: int) -> Profile:
     """A profile whose groups of K and V are mixed so; 2 bits of refinement in all."""
-    def classes(mix: tuple[int, int, int]) -> tuple[int, ...]:
-        return ((4,) * mix[0] + (2,) * mix[1] + (1,) * mix[2]) * (groups // 16)
+    def classes(mix: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(np.repeat((8, 4, 2, 1, 0), np.array(mix) * groups // 16).tolist())
 
     return Profile(classes(k), classes(v), (2,) * groups, (2,) * groups)
 
