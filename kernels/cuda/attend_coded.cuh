@@ -57,7 +57,7 @@ struct RawSide {
   }
   // A registers of MMA step kStep for every tile.
   template <int kStep>
-  FQ_DEVICE void Decode(const LaneAddress& lane, uint32_t (&a)[kTiles][4]) const {
+  FQ_DEVICE void Decode(LaneColumns lane, uint32_t (&a)[kTiles][4]) const {
     uint32_t first[kTiles][2], second[kTiles][2];
     DecodeGroup<Codes::At(2 * kStep), kSide, kRefinement>(words + Codes::Word(2 * kStep), lane,
                                                           first);
@@ -168,8 +168,8 @@ FQ_DEVICE void MultiplyTiles(const uint32_t (&a)[kTiles][4], uint32_t b0, uint32
 
 // Scores of the 64 tokens of a page.
 template <typename Side, int kHeadSize>
-FQ_DEVICE void ScorePage(const Side& keys, const QueryRegisters<kHeadSize>& q,
-                         const LaneAddress& lane, float2 start, float (&scores)[kTiles][4]) {
+FQ_DEVICE void ScorePage(const Side& keys, const QueryRegisters<kHeadSize>& q, LaneColumns lane,
+                         float2 start, float (&scores)[kTiles][4]) {
   constexpr int kFirst = Side::FirstStep();
   if constexpr (kFirst < 0) FillScores(start, scores);
   StaticFor<0, kHeadSize / 16>([&](auto step) {
@@ -184,8 +184,8 @@ FQ_DEVICE void ScorePage(const Side& keys, const QueryRegisters<kHeadSize>& q,
 
 // sums += values of a page * weights.
 template <typename Side, int kHeadSize>
-FQ_DEVICE void AddValues(const Side& values, const uint32_t (&weights)[kTiles][2],
-                         const LaneAddress& lane, Sums<kHeadSize>& sums) {
+FQ_DEVICE void AddValues(const Side& values, const uint32_t (&weights)[kTiles][2], LaneColumns lane,
+                         Sums<kHeadSize>& sums) {
   StaticFor<0, kHeadSize / 16>([&](auto step) {
     constexpr int s = decltype(step)::value;
     if constexpr (Side::HasStep(s)) {
@@ -233,7 +233,7 @@ FQ_DEVICE void PackKeyWeights(const float (&weights)[kTiles][4], int tile, uint3
 template <typename Profile, int kHeadSize>
 FQ_DEVICE void AttendBase(const AttendParams& params, const AttendPiece& piece, Softmax& softmax,
                           Sums<kHeadSize>& sums) {
-  const LaneAddress lane = AddressOfLane();
+  const LaneColumns lane = ColumnsOfLane();
   const std::byte* queries = QueriesOf<kHeadSize>(params, piece);
   const int lane_index = static_cast<int>(threadIdx.x & 31);
   using K = typename Profile::K;

@@ -13,8 +13,7 @@ FQ_HD constexpr int RawWords(int bits) { return bits == 8 ? 4 : bits == 4 ? 2 : 
 // Registers [tile][r] of a group. kSide 0 = K, 1 = V. Class 8 gives byte - 128 for V, and
 // byte + 1024 for K, where the query's bias takes the 1152 away.
 template <int kBits, int kSide, bool kRefinement>
-FQ_DEVICE void DecodeGroup(const uint32_t* raw, const LaneAddress& lane,
-                           uint32_t (&out)[kTiles][2]) {
+FQ_DEVICE void DecodeGroup(const uint32_t* raw, LaneColumns lane, uint32_t (&out)[kTiles][2]) {
   StaticFor<0, kTiles>([&](auto tile) {
     constexpr int j = decltype(tile)::value;
     if constexpr (kBits == 8) {

@@ -9,7 +9,7 @@ namespace fq {
 // Scores of the 64 tokens of a page: of their base, from `start`, or (kAdded) what the refinement
 // adds. `rows` gives the query rows of two MMA steps.
 template <bool kAdded, typename Side, typename Rows>
-FQ_DEVICE void ScorePart(const Side& keys, const Rows& rows, const LaneAddress& lane, float2 start,
+FQ_DEVICE void ScorePart(const Side& keys, const Rows& rows, LaneColumns lane, float2 start,
                          float (&scores)[kTiles][4]) {
   constexpr int kFirst = kAdded ? -1 : Side::FirstStep();
   if constexpr (!kAdded && kFirst < 0) FillScores(start, scores);
@@ -33,7 +33,7 @@ FQ_DEVICE void ScorePart(const Side& keys, const Rows& rows, const LaneAddress& 
 // are in shared memory (StoreRatios).
 template <typename Side, int kHeadSize>
 FQ_DEVICE void AddRefinedValues(const Side& values, const uint32_t (&weights)[kTiles][2],
-                                const LaneAddress& lane, Sums<kHeadSize>& sums) {
+                                LaneColumns lane, Sums<kHeadSize>& sums) {
   StaticFor<0, kHeadSize / 16>([&](auto step) {
     constexpr int s = decltype(step)::value;
     if constexpr (Side::HasStep(s)) {
@@ -72,7 +72,7 @@ FQ_DEVICE void StoreRatios(const std::byte* record, std::byte* shared) {
 template <typename Profile, int kHeadSize>
 FQ_DEVICE void AttendRefined(const AttendParams& params, const AttendPiece& piece, Softmax& softmax,
                              Sums<kHeadSize>& sums) {
-  const LaneAddress lane = AddressOfLane();
+  const LaneColumns lane = ColumnsOfLane();
   const int lane_index = static_cast<int>(threadIdx.x & 31);
   using K = typename Profile::K;
   using RefinedK = typename Profile::RefinedK;
@@ -100,9 +100,11 @@ FQ_DEVICE void AttendRefined(const AttendParams& params, const AttendPiece& piec
   uint32_t entry = PageEntry(params.pages, at), refined_entry = PageEntry(params.refinements, at);
   keys.LoadAll(page(entry), lane_index, true);
   softmax.Shift(LoadBias<kHeadSize>(QueriesOf<kHeadSize>(params, piece), 2), -1.0f);
-#pragma unroll 1
-  for (int begin = piece.token_begin, end = piece.token_end; end > 0; begin -= 64, end -= 64) {
-    const bool more = end > 64;
+  // First token of the page that counts, and 64 times the one past the last.
+  uint32_t span = piece.token_begin + 64 * piece.token_end;
+  bool more;
+  do {
+    more = span >= 64 * 65;
     const int ready = LaneAfter(lane_index, keys.words[0], params.zero);
     refined_keys.LoadAll(refinement(refined_entry), ready, true);
     values.LoadAll(page(entry), ready, true);
@@ -131,7 +133,9 @@ FQ_DEVICE void AttendRefined(const AttendParams& params, const AttendPiece& piec
     ScorePart<true>(
         refined_keys, [&](auto pair) { return read(1, decltype(pair)::value); }, lane, start,
         scores);
-    if (begin > 0 || end < 64) MaskKeys(scores, begin, end);
+    if (span % 64 != 0 || span < 64 * 64) {
+      MaskKeys(scores, static_cast<int>(span % 64), static_cast<int>(span / 64));
+    }
     softmax.Weigh(scores, [&](float c0, float c1) { sums.Scale(c0, c1); });
     uint32_t weights[kTiles][2];
 #pragma unroll
@@ -139,7 +143,8 @@ FQ_DEVICE void AttendRefined(const AttendParams& params, const AttendPiece& piec
     keys.LoadAll(page(entry), LaneAfter(lane_index, values.words[0], params.zero), more);
     AddValues(values, weights, lane, sums);
     AddRefinedValues(refined_values, weights, lane, sums);
-  }
+    span = span / 64 * 64 - 64 * 64;
+  } while (more);
   softmax.Shift(LoadBias<kHeadSize>(QueriesOf<kHeadSize>(params, piece), 2), 1.0f);
   ApplyUnits(params.records[blockIdx.x], 0, sums);
 }

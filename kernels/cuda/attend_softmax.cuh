@@ -28,10 +28,10 @@ class Softmax {
   FQ_DEVICE void Weigh(float (&scores)[kCount][4], const Rescale& rescale) {
     float weights[kCount][4], sum0 = 0.0f, sum1 = 0.0f;
     Raise<kCount>(scores, 0.0f, 0.0f, weights, &sum0, &sum1);
-    if (__any_sync(~0u, !(fmaxf(sum0, sum1) <= limit_))) {  // the first tokens, or a new maximum
+    const bool started = Started();
+    if (__any_sync(~0u, !started || !(fmaxf(sum0, sum1) <= kLimit))) {  // or a new maximum
       float top0 = kNoMaximum, top1 = kNoMaximum;
       Top<kCount>(scores, &top0, &top1);
-      const bool started = limit_ > 0.0f;
       if (started) {
         top0 = fmaxf(top0, 0.0f);
         top1 = fmaxf(top1, 0.0f);
@@ -41,7 +41,6 @@ class Softmax {
       max_[1] += top1;
       sum_[0] *= c0;
       sum_[1] *= c1;
-      limit_ = kLimit;
       rescale(c0, c1);
       Raise<kCount>(scores, top0, top1, weights, &sum0, &sum1);
     }
@@ -59,7 +58,7 @@ class Softmax {
     float sum = sum_[i];
 #pragma unroll
     for (int step = 4; step < 32; step <<= 1) sum += __shfl_xor_sync(~0u, sum, step);
-    return limit_ > 0.0f ? make_float2(max_[i], sum) : make_float2(kNoMaximum, 0.0f);
+    return Started() ? make_float2(max_[i], sum) : make_float2(kNoMaximum, 0.0f);
   }
 
  private:
@@ -90,8 +89,10 @@ class Softmax {
     }
   }
 
-  float max_[2] = {0.0f, 0.0f}, sum_[2] = {0.0f, 0.0f};
-  float limit_ = -1.0f;
+  // Whether anything was weighed. A sum that is not a number is no sum below 0.
+  FQ_DEVICE bool Started() const { return !(sum_[0] < 0.0f); }
+
+  float max_[2] = {0.0f, 0.0f}, sum_[2] = {-1.0f, -1.0f};
 };
 
 // Scores of tokens outside [begin, end) become minus infinity. `first` is the first token of tile

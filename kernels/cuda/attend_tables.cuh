@@ -21,17 +21,15 @@ inline constexpr bool kRefinedTables = false;
 #endif
 inline constexpr AttendTables kTables{FQ_REPLICATED_TABLES, kRefinedTables, FQ_NEEDED_TABLES};
 
-// What a lane adds to the address of a lookup in a replicated table.
-struct LaneAddress {
-  uint32_t word;  // 4-byte entries
-  uint32_t pair;  // 8-byte entries
-};
-FQ_DEVICE LaneAddress AddressOfLane() { return {threadIdx.x % 32 * 4, threadIdx.x % 16 * 8}; }
+// What a lane adds to the address of a lookup in a replicated table: its column there, in byte 0
+// for entries of 4 bytes, in byte 2 for those of 8. Byte 1 is 0.
+using LaneColumns = uint32_t;
+FQ_DEVICE LaneColumns ColumnsOfLane() { return threadIdx.x % 32 * 4 | threadIdx.x % 16 * 8 << 16; }
 
-// Byte `kByte` of `codes` times 256 plus what the lane adds.
-template <int kByte>
-FQ_DEVICE uint32_t RowAddress(uint32_t codes, uint32_t lane) {
-  return Permute(codes, lane, 0x5504u | kByte << 4);
+// Byte `kByte` of `codes` times 256 plus the column of entries of kSize bytes.
+template <int kByte, int kSize>
+FQ_DEVICE uint32_t RowAddress(uint32_t codes, LaneColumns lane) {
+  return Permute(codes, lane, (kSize == 4 ? 0x5504u : 0x5506u) | kByte << 4);
 }
 // Byte `kByte` of `codes` times the size of an entry of a plain table.
 template <int kByte, int kSize>
@@ -41,29 +39,28 @@ FQ_DEVICE uint32_t EntryAddress(uint32_t codes) {
 
 // Entry of byte `kByte` of `codes`, of classes 4 and 2.
 template <int kSide, bool kRefinement, int kByte, int kBits>
-FQ_DEVICE uint32_t WordEntry(uint32_t codes, const LaneAddress& lane) {
+FQ_DEVICE uint32_t WordEntry(uint32_t codes, LaneColumns lane) {
   constexpr int kReplicated = kTables.Replicated(kRefinement, kBits);
   if constexpr (kReplicated >= 0) {
-    return LoadShared<kSharedBase + kReplicated + 128 * kSide>(RowAddress<kByte>(codes, lane.word));
+    return LoadShared<kSharedBase + kReplicated + 128 * kSide>(RowAddress<kByte, 4>(codes, lane));
   } else {
     constexpr int kPlain = kTables.Plain(kSide, kRefinement, kBits);
     return LoadShared<kSharedBase + kPlain>(EntryAddress<kByte, 4>(codes));
   }
 }
 template <int kSide, bool kRefinement, int kByte>
-FQ_DEVICE uint32_t EntryOfClass4(uint32_t codes, const LaneAddress& lane) {
+FQ_DEVICE uint32_t EntryOfClass4(uint32_t codes, LaneColumns lane) {
   return WordEntry<kSide, kRefinement, kByte, 4>(codes, lane);
 }
 template <int kSide, bool kRefinement, int kByte>
-FQ_DEVICE uint32_t EntryOfClass2(uint32_t codes, const LaneAddress& lane) {
+FQ_DEVICE uint32_t EntryOfClass2(uint32_t codes, LaneColumns lane) {
   return WordEntry<kSide, kRefinement, kByte, 2>(codes, lane);
 }
 template <int kSide, bool kRefinement, int kByte>
-FQ_DEVICE uint2 EntryOfClass1(uint32_t codes, const LaneAddress& lane) {
+FQ_DEVICE uint2 EntryOfClass1(uint32_t codes, LaneColumns lane) {
   constexpr int kReplicated = kTables.Replicated(kRefinement, 1);
   if constexpr (kReplicated >= 0) {
-    return LoadShared2<kSharedBase + kReplicated + 128 * kSide>(
-        RowAddress<kByte>(codes, lane.pair));
+    return LoadShared2<kSharedBase + kReplicated + 128 * kSide>(RowAddress<kByte, 8>(codes, lane));
   } else {
     constexpr int kPlain = kTables.Plain(kSide, kRefinement, 1);
     return LoadShared2<kSharedBase + kPlain>(EntryAddress<kByte, 8>(codes));
