@@ -78,7 +78,7 @@ class Bench:
 
     def capacity(self) -> list[dict]:
         """(c)."""
-        name, blocks, samples = ("70b", LONG_BLOCKS, 6) if self.gpu else ("tiny", 300, 10)
+        name, blocks, samples = ("70b", LONG_BLOCKS, 3) if self.gpu else ("tiny", 300, 10)
         if self._quick:
             blocks, samples = blocks // 4, 1
         return measure_capacity(self._binary, SHAPES[name], self._codec(name), self._device, blocks,

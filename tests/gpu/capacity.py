@@ -1,7 +1,7 @@
 """A long context that fits the node only compressed: stored, loaded, every page checked.
 
-Also a sample of blocks as encoded bytes: their checksums, and the reference decoder of the client
-on them beside the rows that the node decoded into the worker's cache.
+Also samples of blocks beside other decoders: the node's CPU decoder, by loads through a message,
+and, of some pages, the reference decoder of the client on encoded bytes whose checksums it checks.
 """
 
 import random
@@ -25,6 +25,8 @@ from flashquant.wire import Profile
 TIER_METRICS = ("device", "moted", "demotions", "evicted", "missed", "transport")
 PIECE_BLOCKS = 256     # of the worker's cache; the context is moved through it
 DECODED_TOLERANCE = 2.0 ** -7  # FORMAT.md: inverse transform, FP16 rows of size about 1
+CPU_BLOCKS = 48        # decoded on the node's CPU too
+REFERENCE_HEADS = 24   # of a sampled block: the reference decoder takes 0.1 s for each
 
 
 class Capacity:
@@ -88,11 +90,43 @@ class Capacity:
         """FP16 bytes of the context."""
         return self._blocks * self._worker.shape.block_bytes
 
+    def _sample(self, count: int) -> list[int]:
+        return sorted(random.Random(3).sample(range(self._blocks), min(count, self._blocks)))
+
+    def _load_block(self, block: int) -> list[int]:
+        """Engine blocks that hold it now; RuntimeError when it did not load."""
+        ids = self._ids[:self._worker.chunks_per_block]
+        self._worker.load_range("sample", self._keys, block, block + 1, ids)
+        if self._worker.wait("sample", loads=True):
+            raise RuntimeError(f"block {block} did not load")
+        return ids
+
+    def check_beside_cpu(self) -> dict:
+        """Sampled blocks, all pages: what the node put into the worker's cache beside what its CPU
+        decodes of the same slabs."""
+        worker, shape, worst = self._worker, self._worker.shape, 0.0
+        chosen, match = self._sample(CPU_BLOCKS), self.match()
+        for block in chosen:
+            ids = self._load_block(block)
+            reply = worker.client.load(match.link, pb.LoadRequest(
+                session_id=match.link.session_id, lease_id=match.lease_id, first_block=block,
+                block_count=1, min_profile=Profile.COMPACT))
+            if reply is None or list(reply.statuses) != [pb.BLOCK_STATUS_OK]:
+                raise RuntimeError(f"block {block}: no rows: {reply}")
+            rows = torch.frombuffer(bytearray(reply.payload), dtype=torch.float16).to(worker.device)
+            sides = rows.view(shape.layers, shape.heads, 2, BLOCK_TOKENS, shape.head_size)
+            for tensor, expected in zip(worker.tensors, sides.transpose(2, 3).flatten(3)):
+                found = tensor[ids].transpose(0, 1).flatten(1, 2)
+                worst = max(worst, float((found.float() - expected.float()).abs().max()))
+        worker.client.release(match.link, match.lease_id)
+        return {"decoded_beside_cpu_pages": 2 * shape.layers * shape.heads * len(chosen),
+                "largest_difference_to_cpu": worst}
+
     def check_encoded(self, samples: int) -> dict:
-        """Sampled blocks: extents with good checksums, and their reference decoding beside what
-        the node put into the worker's cache. Each under a lease of its own: decoding takes longer
-        than a lease lives."""
-        chosen = sorted(random.Random(3).sample(range(self._blocks), min(samples, self._blocks)))
+        """Sampled blocks: extents with good checksums, and some of their pages beside what the node
+        put into the worker's cache. Each under a lease of its own: decoding takes longer than a
+        lease lives."""
+        chosen = self._sample(samples)
         worst, pages = 0.0, 0
         for block in chosen:
             error, count = self._check_block(self.match(), block)
@@ -102,10 +136,7 @@ class Capacity:
 
     def _check_block(self, match: Match, block: int) -> tuple[float, int]:
         worker, shape = self._worker, self._worker.shape
-        ids = self._ids[:worker.chunks_per_block]
-        worker.load_range("sample", self._keys, block, block + 1, ids)
-        if worker.wait("sample", loads=True):
-            raise RuntimeError(f"block {block} did not load")
+        ids = self._load_block(block)
         reply = worker.client.load(match.link, pb.LoadRequest(
             session_id=match.link.session_id, lease_id=match.lease_id, first_block=block,
             block_count=1, min_profile=Profile.COMPACT, encoded=True))
@@ -125,7 +156,9 @@ class Capacity:
             rest = decode_extent(bytes(refinement), [
                 page_bytes(PageKind.REFINEMENT, shape.head_size, codecs=codecs[place])
                 for place in heads])[1]
-        for place, base, fine in zip(heads, bases, rest):
+        pages = list(zip(heads, bases, rest))
+        checked = random.Random(block).sample(pages, min(REFERENCE_HEADS, len(pages)))
+        for place, base, fine in checked:
             page = Page(*(torch.frombuffer(bytearray(x), dtype=torch.uint8) if x else None
                           for x in (base, fine)))
             expected = torch.cat(decode_fq(codecs[place], page, BLOCK_TOKENS, sink,
@@ -133,7 +166,7 @@ class Capacity:
             layer, head = place
             found = worker.tensors[layer][ids][:, head].flatten(0, 1).float().cpu()
             worst = max(worst, float((found - expected).abs().max()))
-        return worst, 2 * len(heads)
+        return worst, 2 * len(checked)
 
 
 def measure_capacity(binary: Path, shape: Shape, codec: tuple[Path, CodecSet], device: str,
@@ -150,7 +183,7 @@ def measure_capacity(binary: Path, shape: Shape, codec: tuple[Path, CodecSet], d
             result = {"name": "capacity", "shape": shape.name, "tokens": blocks * BLOCK_TOKENS,
                       "raw_bytes": run.raw_bytes, "stored_bytes": sum(match.stored_bytes),
                       "store_GBps": run.raw_bytes / store_seconds / 1e9, **run.load(),
-                      **run.check_encoded(samples),
+                      **run.check_beside_cpu(), **run.check_encoded(samples),
                       "node": device_counters(node)}
             result["verify"] = verify(binary, node)
             return [result]
