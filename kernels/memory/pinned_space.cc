@@ -23,8 +23,8 @@ struct Reserved {
   std::byte* next = nullptr;  // what is pinned ahead next
 };
 
-// MemorySpace's calls come from one thread at a time, which takes turns with the thread that pins
-// ahead.
+// MemorySpace's calls come from one thread at a time, which takes turns with the one that pins
+// ahead. More than one would hold up the process's other CUDA calls: they wait for whoever pins.
 class PinnedSpace final : public MemorySpace {
  public:
   explicit PinnedSpace(const PinnedOptions& options)
@@ -35,13 +35,12 @@ class PinnedSpace final : public MemorySpace {
   }
 
   ~PinnedSpace() override {
-    if (!ahead_thread_.joinable()) return;
     {
       const std::lock_guard lock(mutex_);
       stopping_ = true;
       used_more_.notify_all();
     }
-    ahead_thread_.join();
+    if (ahead_thread_.joinable()) ahead_thread_.join();
   }
 
   size_t granule_bytes() const override { return kPinnedGranuleBytes; }
@@ -190,13 +189,17 @@ class PinnedSpace final : public MemorySpace {
     }
   }
 
-  // Where the least is ready; null: enough is.
+  // Where the least is ready; null: enough is. What is not used may never be, and would be missing
+  // elsewhere.
   Reserved* WhereToPinAhead() {
     if (ahead_ >= most_ahead_ || granules_.size() >= most_) return nullptr;
     Reserved* least = nullptr;
     for (auto& [begin, reserved] : reserved_) {
       while (granules_.count(reserved.next) > 0) reserved.next += kPinnedGranuleBytes;
-      if (reserved.next >= reserved.end) continue;
+      const size_t enough = std::max<size_t>({kPinnedGranuleBytes, most_ / 64 * kPinnedGranuleBytes,
+                                              4 * size_t(reserved.used - begin)});
+      if (reserved.next >= reserved.end || size_t(reserved.next - reserved.used) >= enough)
+        continue;
       if (least == nullptr || reserved.next - reserved.used < least->next - least->used) {
         least = &reserved;
       }

@@ -17,8 +17,9 @@ inline constexpr size_t kPinnedGranuleBytes = size_t{16} << 20;
 struct PinnedOptions {
   int device = 0;           // becomes current in threads that pin
   uint64_t most_bytes = 0;  // never more than this is pinned, and Commit is asked for no more
-  // Pinning takes ten times as long as filling what is pinned. So a thread pins, in every
-  // reservation, what will be committed next: so many bytes in all that are not committed yet. 0:
+  // Getting memory and pinning it takes ten times as long as copying to it. So a thread does it, in
+  // every reservation, for what will be committed next: four times what was used so far, but at
+  // least a 64th of all and one granule; and so many bytes in all that are not committed yet. 0:
   // memory is pinned as it is committed.
   uint64_t ahead_bytes = uint64_t{2} << 30;
 };

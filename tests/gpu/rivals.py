@@ -66,7 +66,7 @@ def load_from_host(node: LocalNode, worker: PagedWorker, profile: Profile, block
     size = blocks * worker.shape.block_bytes
     return {"name": "load from the host tier", "profile": profile.label, "blocks": blocks,
             **summary(seconds, size), "wrong_pages": wrong, "blocks_not_loaded": missing,
-            "best_GBps": size / min(seconds) / 1e9,
+            "best_GBps": size / min(seconds) / 1e9, "each_seconds": seconds,
             "node_seconds": mean_seconds(clock, request_seconds(node), "Load"),
             "node_before": before, "node_changes": changes}
 

@@ -8,8 +8,8 @@
 
 #include "server/page_path.h"
 #include "tests/server/page_path_fixture.h"
-#include "tests/testing/host_device.h"
 #include "tests/testing/hooked_queue.h"
+#include "tests/testing/host_device.h"
 
 namespace fq {
 namespace {
@@ -341,8 +341,10 @@ TEST_F(PagePathDeviceTest, DeviceFull_StoresAndLoadsWaitForSlabsToMove) {
   waits_before_moves_ = 2;
   for (uint8_t i = 1; tiers_->Stats().waits < 2; ++i) {
     ASSERT_LT(i, 200) << "no load has waited";
-    auto room = tiers_->Reserve(Tier::kDevice, Slab(200 + i % 50), {}, 100000 + 1000 * i, 0);
-    if (room.ok()) std::move(*room).Publish();
+    const SlabKey another{77, {i}};  // of the same size: no slot is left for the load
+    tiers_->Reserve(Tier::kDevice, another, {}, lease_.pins[0].primary().size(), 0)
+        .value()
+        .Publish();
     EXPECT_TRUE(device_path_->Load({}, *space_, on_host, Places(1, 12)).ok());
   }
 }

@@ -120,28 +120,36 @@ TEST_F(TiersOnDevice, EverySlabIsFoundWhole_WhereverItIs) {
   EXPECT_TRUE(tiers_->CheckInvariants().ok()) << tiers_->CheckInvariants();
 }
 
+// Into host memory that is pinned meanwhile, that was pinned before, and that is full.
 TEST_F(TiersOnDevice, HowFastSlabsGoDown) {
   absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);  // as in a node
-  Create(1024 * kMiB, 2048 * kMiB);  // the host is full, and evicts, after some rounds
+  constexpr uint64_t kHostBytes = 3072 * kMiB, kDeviceBytes = 2048 * kMiB;
+  Create(kHostBytes, kDeviceBytes);
   uint32_t stored = 0;
   const auto fill = [&] {  // just past the high watermark
-    while (tiers_->device()->used_bytes() <= 2048 * kMiB * 9 / 10) {
+    while (tiers_->device()->used_bytes() <= kDeviceBytes * 9 / 10) {
       tiers_->Reserve(Tier::kDevice, Key(stored++), SlabTag{}, kPrimaryBytes, kRefinementBytes)
           .value()
           .Publish();
     }
   };
-  for (int round = 0; round < 10; ++round) {
-    const uint64_t before_bytes = tiers_->Stats().demoted_bytes;
+  for (int round = 0; round < 24; ++round) {
+    if (round > 0) absl::SleepFor(absl::Milliseconds(100));  // for what is pinned ahead
+    const TierStats before = tiers_->Stats();
     fill();
     const auto since = std::chrono::steady_clock::now();
-    while (tiers_->device()->used_bytes() > 2048 * kMiB * 8 / 10) std::this_thread::yield();
+    while (tiers_->device()->used_bytes() > kDeviceBytes * 8 / 10) {
+      std::this_thread::sleep_for(std::chrono::microseconds(50));
+    }
     const std::chrono::duration<double> took = std::chrono::steady_clock::now() - since;
-    const auto bytes = static_cast<double>(tiers_->Stats().demoted_bytes - before_bytes);
-    std::printf("times: demotion %d: %.0f MB at %.1f GB/s, %s\n", round, bytes / 1e6,
-                bytes / took.count() / 1e9,
-                tiers_->Stats().host.evicted_slabs > 0 ? "into memory that is pinned already"
-                                                       : "host memory is pinned meanwhile");
+    const TierStats after = tiers_->Stats();
+    const auto bytes = static_cast<double>(after.demoted_bytes - before.demoted_bytes);
+    std::printf("times: demotion %d: %.0f MB at %.1f GB/s, the host had %.0f %%, %llu evicted\n",
+                round, bytes / 1e6, bytes / took.count() / 1e9,
+                100 * static_cast<double>(before.host.used_bytes) / kHostBytes,
+                static_cast<unsigned long long>(
+                    after.host.evicted_slabs + after.host.dropped_refinements -
+                    before.host.evicted_slabs - before.host.dropped_refinements));
   }
 }
 

@@ -66,38 +66,37 @@ TEST(PinnedSpace, Commit_PastWhatTheSystemPins_ChangesNothing) {
   space->Unreserve(begin, 8 * kGranule);
 }
 
-TEST(PinnedSpace, Ahead_FollowsWhatIsCommitted) {
-  const auto space = Create(8, 3);
-  std::byte* begin = space->Reserve(8 * kGranule);
-  AwaitPinned(3);
-  ExpectNoMoreThan(3);
-  std::memset(begin, 5, 3 * kGranule);
-  ASSERT_TRUE(space->Commit(begin, 2 * kGranule));
-  EXPECT_EQ(begin[2 * kGranule - 1], std::byte{5});  // this very memory
+TEST(PinnedSpace, Ahead_IsFourTimesWhatIsUsed) {
+  const auto space = Create(16, 12);
+  std::byte* begin = space->Reserve(16 * kGranule);
+  AwaitPinned(1);
+  ExpectNoMoreThan(1);
+  std::memset(begin, 5, kGranule);
+  ASSERT_TRUE(space->Commit(begin, kGranule));
+  EXPECT_EQ(begin[kGranule - 1], std::byte{5});  // this very memory
   AwaitPinned(5);
-  ASSERT_TRUE(space->Commit(begin + 6 * kGranule, kGranule));  // past what is pinned ahead
-  AwaitPinned(6);
-  ASSERT_TRUE(space->Commit(begin + 2 * kGranule, 4 * kGranule));
-  ASSERT_TRUE(space->Commit(begin + 7 * kGranule, kGranule));
-  AwaitPinned(8);
-  space->Unreserve(begin, 8 * kGranule);
+  ExpectNoMoreThan(5);
+  ASSERT_TRUE(space->Commit(begin + 8 * kGranule, kGranule));  // past what is pinned ahead
+  AwaitPinned(13);
+  ASSERT_TRUE(space->Commit(begin + kGranule, 7 * kGranule));
+  space->Unreserve(begin, 16 * kGranule);
   EXPECT_EQ(PinnedBytes(), 0u);
 }
 
-TEST(PinnedSpace, Ahead_IsSharedByReservations) {
+TEST(PinnedSpace, Ahead_IsBoundedInAll) {
   const auto space = Create(64, 4);
-  std::byte* first = space->Reserve(8 * kGranule);
-  AwaitPinned(4);
+  std::byte* first = space->Reserve(16 * kGranule);
   ASSERT_TRUE(space->Commit(first, 2 * kGranule));
-  AwaitPinned(6);
+  AwaitPinned(4);
   std::byte* second = space->Reserve(8 * kGranule);
-  ExpectNoMoreThan(6);  // enough is ahead, if not for this one
-  ASSERT_TRUE(space->Commit(first + 2 * kGranule, 2 * kGranule));
-  AwaitPinned(8);  // then it is second's turn
-  std::memset(second, 1, 2 * kGranule);
-  ASSERT_TRUE(space->Commit(second, 2 * kGranule));
-  EXPECT_EQ(second[2 * kGranule - 1], std::byte{1});
-  space->Unreserve(first, 8 * kGranule);
+  AwaitPinned(5);
+  ASSERT_TRUE(space->Commit(first + 2 * kGranule, 6 * kGranule));
+  AwaitPinned(12);
+  ExpectNoMoreThan(12);
+  std::memset(second, 1, kGranule);
+  ASSERT_TRUE(space->Commit(second, kGranule));
+  EXPECT_EQ(second[kGranule - 1], std::byte{1});
+  space->Unreserve(first, 16 * kGranule);
   space->Unreserve(second, 8 * kGranule);
   EXPECT_EQ(PinnedBytes(), 0u);
 }
@@ -106,29 +105,28 @@ TEST(PinnedSpace, Ahead_IsSharedByReservations) {
 TEST(PinnedSpace, Ahead_GivesWayToWhatIsCommitted) {
   const auto space = Create(4, 4);
   std::byte* first = space->Reserve(8 * kGranule);
+  ASSERT_TRUE(space->Commit(first, 2 * kGranule));
   AwaitPinned(4);
   std::byte* second = space->Reserve(8 * kGranule);
-  ASSERT_TRUE(space->Commit(second, 3 * kGranule));
-  ASSERT_TRUE(space->Commit(first, kGranule));
-  EXPECT_FALSE(space->Commit(first + kGranule, kGranule));  // four are committed
+  ASSERT_TRUE(space->Commit(second, 2 * kGranule));
+  EXPECT_FALSE(space->Commit(second + 2 * kGranule, kGranule));  // four are committed
   space->Decommit(second, kGranule);
-  EXPECT_TRUE(space->Commit(first + kGranule, kGranule));
+  EXPECT_TRUE(space->Commit(first + 2 * kGranule, kGranule));
   space->Unreserve(first, 8 * kGranule);
   space->Unreserve(second, 8 * kGranule);
 }
 
 TEST(PinnedSpace, Ahead_TheSystemPinsLess_NothingIsMissing) {
   const auto space = Create(8, 8);
-  {
-    Driver().pinned_limit_bytes = 3 * kGranule;
-    std::byte* first = space->Reserve(8 * kGranule);
-    AwaitPinned(3);
-    std::byte* second = space->Reserve(8 * kGranule);
-    EXPECT_TRUE(space->Commit(second, 3 * kGranule));
-    EXPECT_FALSE(space->Commit(first, kGranule));
-    space->Unreserve(first, 8 * kGranule);
-    space->Unreserve(second, 8 * kGranule);
-  }
+  Driver().pinned_limit_bytes = 3 * kGranule;
+  std::byte* first = space->Reserve(8 * kGranule);
+  ASSERT_TRUE(space->Commit(first, kGranule));
+  AwaitPinned(3);
+  std::byte* second = space->Reserve(8 * kGranule);
+  EXPECT_TRUE(space->Commit(second, 2 * kGranule));
+  EXPECT_FALSE(space->Commit(second + 2 * kGranule, kGranule));
+  space->Unreserve(first, 8 * kGranule);
+  space->Unreserve(second, 8 * kGranule);
   EXPECT_EQ(PinnedBytes(), 0u);
 }
 
@@ -153,7 +151,7 @@ TEST(PinnedSpace, AnyOrder_NothingIsMissingOrAnothers) {
   const auto space = Create(kMost, 4);
   std::map<std::byte*, std::map<size_t, std::byte>> held;  // by reservation: granule, its value
   size_t count = 0;
-  for (int step = 0; step < 3000; ++step) {
+  for (int step = 0; step < 1000; ++step) {
     if (held.size() < 3) held[space->Reserve(kReserved * kGranule)];
     const auto it = std::next(held.begin(), static_cast<long>(random() % held.size()));
     auto& [begin, granules] = *it;
