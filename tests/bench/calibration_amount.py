@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What half the calibration text costs: defaults of `flashquant calibrate` against half of them.
 
-    tests/bench/calibration_amount.py [--device cuda] [--seeds 0 1 2]
+    tests/bench/calibration_amount.py [--device cuda] [--seeds 0 1 2 | --join FILE...]
 
 Calibrates SmolLM2 on the default sequences and on half as many of each length, for each seed, and
 measures compact in the running protocol on the 45 development and test documents of
@@ -79,16 +79,29 @@ def ratio(runs: list[dict], tokens: int, name: str) -> float:
     return round(sum(p["half"][name] for p in parts) / sum(p["whole"][name] for p in parts), 3)
 
 
-def main() -> None:
-    """Measures, prints and keeps."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, default=ROOT / "build/models/smollm2")
-    parser.add_argument("--text", type=Path, default=ROOT / "build/text")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--commit", default=None, help="default: that of the checkout")
-    parser.add_argument("-o", "--output", type=Path, default=RESULT)
-    args = parser.parse_args()
+def keep(report: dict, output: Path) -> None:
+    """Writes `report` with the ratios of its runs."""
+    names = ("perplexity_excess_percent", "kl_divergence")
+    report["half_over_whole"] = {str(n): {name: ratio(report["runs"], n, name) for name in names}
+                                 for n in LENGTHS}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def join(files: list[Path], output: Path) -> None:
+    """One report of the runs of several; exits with a hint if they are not of the same things."""
+    reports = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    same = [{k: v for k, v in report.items() if k not in ("runs", "half_over_whole")}
+            for report in reports]
+    for file, found in zip(files, same):
+        differ = [field for field in same[0] if found.get(field) != same[0][field]]
+        if differ:
+            sys.exit(f"{file}: {', '.join(differ)} differ from those of {files[0]}")
+    keep({**same[0], "runs": [run for report in reports for run in report["runs"]]}, output)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures; the file is there after the first seed, and grows with each."""
     model = load_model(args.model, args.device)
     calibration, *others = (
         read_documents(args.model, sorted((args.text / kind).glob("*.txt")), max(LENGTHS))
@@ -111,12 +124,26 @@ def main() -> None:
             outcomes[amount] = comparison.compare(codec.together)
             say(f"seed {seed}: {amount} done")
         report["runs"].append({"seed": seed, "lengths": [figures(outcomes, n) for n in LENGTHS]})
-        report["half_over_whole"] = {
-            str(n): {name: ratio(report["runs"], n, name)
-                     for name in ("perplexity_excess_percent", "kl_divergence")} for n in LENGTHS}
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps({"runs": report["runs"], "half_over_whole": report["half_over_whole"]}))
+        keep(report, args.output)
+
+
+def main() -> None:
+    """Parses arguments, measures or joins, prints the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=ROOT / "build/models/smollm2")
+    parser.add_argument("--text", type=Path, default=ROOT / "build/text")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--commit", default=None, help="default: that of the checkout")
+    parser.add_argument("--join", type=Path, nargs="+", metavar="FILE",
+                        help="measure nothing: join what several processes measured")
+    parser.add_argument("-o", "--output", type=Path, default=RESULT)
+    args = parser.parse_args()
+    if args.join:
+        join(args.join, args.output)
+    else:
+        run(args)
+    print(json.dumps(json.loads(args.output.read_text(encoding="utf-8"))["half_over_whole"]))
 
 
 if __name__ == "__main__":
