@@ -67,14 +67,15 @@ void Tiers::DemoteUntilStopped() {
 bool Tiers::DemoteToLowWatermark() {
   Batch leaving;
   for (size_t turn = 0; has_device(); ++turn) {
+    const bool enough = HasRoom(leaving.bytes);  // asked once: it changes under us
     Batch next;
-    if (!HasRoom(leaving.bytes)) next = StartBatch(*moves_[turn % moves_.size()], leaving.bytes);
+    if (!enough) next = StartBatch(*moves_[turn % moves_.size()], leaving.bytes);
     Batch done = std::exchange(leaving, std::move(next));
     FinishBatch(done);
     if (done.left > 0) EndRound(/*made_room=*/true);
     const bool began = !leaving.moves.empty() || leaving.left > 0;
     if (done.status.ok() && (done.left > 0 || began)) continue;
-    if (done.status.ok() && HasRoom(0)) return true;
+    if (done.status.ok() && enough) return true;
     FinishBatch(leaving);
     EndRound(/*made_room=*/leaving.left > 0);
     leaving = Batch();
@@ -140,6 +141,9 @@ Tiers::Batch Tiers::StartBatch(DeviceQueue& queue, uint64_t leaving_bytes) {
     batch.moves.push_back({std::move(pin), *std::move(room)});
     batch.status.Update(QueueCopies(batch.moves.back(), queue));
   }
+  if (batch.moves.empty()) return batch;
+  absl::MutexLock lock(&demotion_mu_);
+  stuck_ = false;  // these are worth waiting for
   return batch;
 }
 

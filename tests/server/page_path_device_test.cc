@@ -28,6 +28,7 @@ class PagePathDeviceTest : public PagePathTest {
     segment_ = MapSegment({});
   }
   ~PagePathDeviceTest() override {  // before what the thread of the tiers uses
+    waits_before_moves_ = 0;
     lease_.pins.clear();
     device_path_.reset();
     tiers_.reset();
@@ -41,7 +42,7 @@ class PagePathDeviceTest : public PagePathTest {
     options.device->capacity_bytes = device_bytes;
     options.device->space = *device_.CreateSpace(device_bytes);
     options.moves.push_back(std::make_unique<HookedQueue>(*device_.CreateQueue(false), [this] {
-      EXPECT_TRUE(Eventually([&] { return moving_->Stats().waits >= waits_before_moves_; }));
+      while (moving_->Stats().waits < waits_before_moves_) std::this_thread::yield();
     }));
     tiers_ = *Tiers::Create(std::move(options));
     moving_ = tiers_.get();
