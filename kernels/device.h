@@ -68,6 +68,12 @@ struct DeviceRows {
   int32_t tokens_per_chunk = 0;
 };
 
+// A piece of device memory. For sums: begins at a multiple of 16 bytes and has as many.
+struct DeviceRegion {
+  std::byte* data = nullptr;
+  uint64_t bytes = 0;
+};
+
 // One block to encode or decode.
 struct DeviceBlock {
   BlockId id;
@@ -114,6 +120,9 @@ class DeviceQueue {
   // what the worker's rows of such a block hold is undefined then.
   virtual absl::Status Decode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,
                               absl::Span<const DeviceBlock> blocks, absl::Span<uint8_t> broken) = 0;
+
+  // After Finish sums[i] is the word sum of regions[i] (kernels/codec/word_sum.h).
+  virtual absl::Status Sum(absl::Span<const DeviceRegion> regions, absl::Span<uint64_t> sums) = 0;
 
   // `host` is best pinned (Device::CreatePinnedSpace); other memory is copied more slowly.
   virtual absl::Status CopyToHost(absl::Span<std::byte> host, const std::byte* device) = 0;

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/cuda/decode_pages.h"
 #include "kernels/cuda/encode_pages.h"
+#include "kernels/cuda/region_sums.h"
 #include "kernels/memory/pinned_space.h"
 
 namespace fq {
@@ -133,6 +134,24 @@ absl::Status CudaQueue::Decode(const DeviceCodec& codec, absl::Span<const Device
     return DecodePages({group.kind, codec.shape().head_size, Domain::kRows}, call.codec->coders(),
                        jobs, call.rows, stream_);
   });
+}
+
+absl::Status CudaQueue::Sum(absl::Span<const DeviceRegion> regions, absl::Span<uint64_t> sums) {
+  if (regions.empty()) return absl::OkStatus();
+  FQ_RETURN_IF_CUDA_ERROR(cudaSetDevice(ordinal_));
+  FQ_RETURN_IF_ERROR(AwaitUploads());
+  const std::vector<SumPiece> pieces = SumPieces(regions);
+  const size_t piece_bytes = sizeof(SumPiece) * pieces.size();
+  FQ_ASSIGN_OR_RETURN(const size_t begin,
+                      Stage(Align(piece_bytes) + Align(sizeof(uint64_t) * pieces.size())));
+  std::memcpy(staging_.host() + begin, pieces.data(), piece_bytes);
+  FQ_RETURN_IF_ERROR(staging_.ToDevice(begin, begin + piece_bytes, stream_));
+  auto* piece_sums = reinterpret_cast<uint64_t*>(staging_.host() + begin + Align(piece_bytes));
+  sums_.push_back({piece_sums, regions, sums});
+  FQ_RETURN_IF_CUDA_ERROR(
+      SumPiecesOnDevice(reinterpret_cast<const SumPiece*>(staging_.device() + begin),
+                        static_cast<int>(pieces.size()), piece_sums, stream_));
+  return absl::OkStatus();
 }
 
 absl::Status CudaQueue::CopyToHost(absl::Span<std::byte> host, const std::byte* device) {
@@ -281,9 +300,11 @@ absl::Status CudaQueue::ReserveJobs(size_t count) {
 // Waits, hands the results on and empties the staging buffers.
 absl::Status CudaQueue::Drain() {
   const std::vector<Result> results = std::exchange(results_, {});
+  const std::vector<Sums> sums = std::exchange(sums_, {});
   staged_ = 0;
   FQ_RETURN_IF_ERROR(AwaitStream());
   for (const Result& own : results) std::memcpy(own.to, own.from, own.bytes);
+  for (const Sums& own : sums) AddPieceSums(own.regions, own.from, own.to);
   return absl::OkStatus();
 }
 

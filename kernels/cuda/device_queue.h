@@ -28,6 +28,7 @@ class CudaQueue final : public DeviceQueue {
                       absl::Span<const DeviceBlock> blocks) override;
   absl::Status Decode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,
                       absl::Span<const DeviceBlock> blocks, absl::Span<uint8_t> broken) override;
+  absl::Status Sum(absl::Span<const DeviceRegion> regions, absl::Span<uint64_t> sums) override;
   absl::Status CopyToHost(absl::Span<std::byte> host, const std::byte* device) override;
   absl::Status CopyToDevice(std::byte* device, absl::Span<const std::byte> host) override;
   absl::Status Fetch(absl::Span<const DeviceFetch> parts) override;
@@ -56,6 +57,12 @@ class CudaQueue final : public DeviceQueue {
     void* to;
     size_t bytes;
   };
+  // Sums likewise, of pieces at first.
+  struct Sums {
+    const uint64_t* from;
+    absl::Span<const DeviceRegion> regions;
+    absl::Span<uint64_t> to;
+  };
 
   CudaQueue(int ordinal, cudaStream_t stream) : ordinal_(ordinal), stream_(stream) {}
 
@@ -81,6 +88,7 @@ class CudaQueue final : public DeviceQueue {
   size_t staged_ = 0;  // bytes in use
   DeviceBuffer jobs_;
   std::vector<Result> results_;
+  std::vector<Sums> sums_;
 };
 
 }  // namespace fq

@@ -89,11 +89,16 @@ class LaunchedBlocks {
   std::vector<uint8_t> broken_;
 };
 
-absl::Status QueueDownloads(const DeviceCall& call, DeviceQueue& queue) {
+// What a call without blocks asks for.
+absl::Status QueueReads(DeviceCall& call, DeviceQueue& queue) {
+  if (!call.blocks.empty()) return absl::OkStatus();
+  for (const DeviceCall::Upload& upload : call.uploads) {
+    FQ_RETURN_IF_ERROR(queue.CopyToDevice(upload.device, upload.host));
+  }
   for (const DeviceCall::Download& download : call.downloads) {
     FQ_RETURN_IF_ERROR(queue.CopyToHost(download.host, download.device));
   }
-  return absl::OkStatus();
+  return queue.Sum(call.regions, absl::MakeSpan(call.sums));
 }
 
 }  // namespace
@@ -110,7 +115,7 @@ struct DeviceScheduler::Launched {
       statuses.push_back(call.still_wanted());
       if (!statuses.back().ok()) continue;
       ++wanted;
-      queued.Update(QueueDownloads(call, *queue));
+      queued.Update(QueueReads(call, *queue));
       blocks.Add(call, piece.begin, piece.end);
     }
     if (queued.ok()) queued = blocks.Queue(*batch.front().call->call, *queue);
@@ -154,6 +159,7 @@ absl::StatusOr<std::unique_ptr<DeviceScheduler>> DeviceScheduler::Create(Device*
 
 absl::Status DeviceScheduler::Run(DeviceCall& call) {
   call.broken.assign(call.blocks.size(), 0);
+  call.sums.assign(call.regions.size(), 0);
   Running running;
   running.call = &call;
   LaunchedBatches launched;

@@ -26,7 +26,8 @@ enum class DeviceWork : uint8_t { kEncode, kDecode, kRead };
 
 // What one call asks of the GPU. Everything it names lives until Run returns.
 struct DeviceCall {
-  // An extent in pinned host memory that must be on the device before its block is decoded.
+  // An extent in pinned host memory that must be on the device before its block is decoded, or,
+  // where a call has no blocks, when the call is done.
   struct Upload {
     size_t block = 0;  // index into blocks; ascending
     std::byte* device = nullptr;
@@ -54,7 +55,9 @@ struct DeviceCall {
   std::vector<Upload> uploads;
   std::vector<Download> downloads;
   std::vector<Sample> samples;
-  std::vector<uint8_t> broken;  // out, of kDecode: [blocks], not 0 where a check failed
+  std::vector<DeviceRegion> regions;  // of kRead: whose sums are wanted
+  std::vector<uint64_t> sums;         // out, of kRead: [regions]
+  std::vector<uint8_t> broken;        // out, of kDecode: [blocks], not 0 where a check failed
 };
 
 // Counters since the start.

@@ -22,6 +22,9 @@ class HookedQueue final : public DeviceQueue {
                       absl::Span<const DeviceBlock> blocks, absl::Span<uint8_t> broken) override {
     return queue_->Decode(codec, rows, blocks, broken);
   }
+  absl::Status Sum(absl::Span<const DeviceRegion> regions, absl::Span<uint64_t> sums) override {
+    return queue_->Sum(regions, sums);
+  }
   absl::Status CopyToHost(absl::Span<std::byte> host, const std::byte* device) override {
     return queue_->CopyToHost(host, device);
   }

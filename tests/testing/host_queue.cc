@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kernels/base/status_macros.h"
+#include "kernels/codec/word_sum.h"
 #include "kernels/slab_header.h"
 #include "tests/testing/guarded_memory.h"
 
@@ -146,6 +147,21 @@ absl::Status HostQueue::Decode(const DeviceCodec& codec, absl::Span<const Device
   return Queue(queued_, [&codec, rows, blocks, broken] {
     for (size_t i = 0; i < blocks.size(); ++i) {
       FQ_RETURN_IF_ERROR(DecodeBlock(SlabsOf(codec), rows[blocks[i].rows], blocks[i], &broken[i]));
+    }
+    return absl::OkStatus();
+  });
+}
+
+absl::Status HostQueue::Sum(absl::Span<const DeviceRegion> regions, absl::Span<uint64_t> sums) {
+  return Queue(queued_, [regions, sums] {
+    for (size_t i = 0; i < regions.size(); ++i) {
+      const std::byte* const data = HostAddress(regions[i].data, regions[i].bytes);
+      sums[i] = 0;
+      for (uint64_t word = 0; word < regions[i].bytes / sizeof(uint64_t); ++word) {
+        uint64_t value;
+        std::memcpy(&value, data + word * sizeof(value), sizeof(value));
+        sums[i] += WordSumTerm(word, value);
+      }
     }
     return absl::OkStatus();
   });

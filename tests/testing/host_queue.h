@@ -46,6 +46,7 @@ class HostQueue final : public DeviceQueue {
                       absl::Span<const DeviceBlock> blocks) override;
   absl::Status Decode(const DeviceCodec& codec, absl::Span<const DeviceRows> rows,
                       absl::Span<const DeviceBlock> blocks, absl::Span<uint8_t> broken) override;
+  absl::Status Sum(absl::Span<const DeviceRegion> regions, absl::Span<uint64_t> sums) override;
   absl::Status CopyToHost(absl::Span<std::byte> host, const std::byte* device) override;
   absl::Status CopyToDevice(std::byte* device, absl::Span<const std::byte> host) override;
   absl::Status Fetch(absl::Span<const DeviceFetch> parts) override;

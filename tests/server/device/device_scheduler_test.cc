@@ -33,6 +33,11 @@ class RecordingQueue : public DeviceQueue {
     }
     return Record(blocks);
   }
+  // The sum of a region is its length.
+  absl::Status Sum(absl::Span<const DeviceRegion> regions, absl::Span<uint64_t> sums) override {
+    for (size_t i = 0; i < regions.size(); ++i) sums[i] = regions[i].bytes;
+    return absl::OkStatus();
+  }
   absl::Status CopyToHost(absl::Span<std::byte>, const std::byte*) override {
     return absl::OkStatus();
   }
@@ -252,6 +257,18 @@ TEST_F(DeviceSchedulerTest, Uploads_GoInRunsBeforeTheirBlocks) {
                                               {"upload"},
                                               {"d", "e", "f"}}));
   EXPECT_EQ(load.broken, (std::vector<uint8_t>{0, 0, 0, 0, 0, 3}));
+}
+
+// A call without blocks: everything it uploads, and its sums.
+TEST_F(DeviceSchedulerTest, Reads_UploadAndSum) {
+  DeviceCall read = Call(DeviceWork::kRead, 0, "");
+  read.codec = nullptr;
+  read.uploads.resize(2);
+  read.regions = {{nullptr, 16}, {nullptr, 48}};
+  EXPECT_TRUE(scheduler_->Run(read).ok());
+  EXPECT_EQ(Launches(device_.loads),
+            (std::vector<std::vector<std::string>>{{"upload"}, {"upload"}}));
+  EXPECT_EQ(read.sums, (std::vector<uint64_t>{16, 48}));
 }
 
 TEST_F(DeviceSchedulerTest, GivenUpWhileWaiting_IsNeverLaunched) {
