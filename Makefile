@@ -11,11 +11,12 @@ SMALL_SLABS := *DeviceCoding*Whole*/d64t0:*DeviceCoding*QueuedBehind*/d64t0:*Dev
 # The same for attention: all kinds of pages, head sizes 64 and 256, in a block's smallest layout too.
 SMALL_ATTENTION := *Sink*/0:*Sink*/2:*QueryHeads*/0:*Refinements*/0:*BFloat16*/0:*Rope*/0
 ATTEND_TEST = $(BUILD)/bin/attend_device_test --cache-folder=$(BUILD)/attend_cache
+NCCL_TEST = $(BUILD)/bin/nccl_device_test --library=.venv/lib/python3.11/site-packages/nvidia/nccl/lib/libnccl.so.2
 # Cache hits for checkouts in other folders.
 export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
 
-.PHONY: help setup build node model demo test test-asan test-tsan test-gpu bench-gpu lint bench text quality quality-amount quality-gate quality-vllm fuzz format lock
+.PHONY: help setup build node model demo test test-asan test-tsan test-gpu test-gpu2 bench-gpu lint bench text quality quality-amount quality-gate quality-vllm fuzz format lock
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -50,10 +51,11 @@ test-asan test-tsan: test-%san:  ## C++ tests under AddressSanitizer + UBSan, Th
 
 test-gpu: setup  ## on a machine with a GPU: conformance, workers killed, a node with workers, compute-sanitizer
 	cmake --preset release
-	cmake --build $(BUILD) --target flashquantd fqctl codec_device_test attend_device_test cuda_device_test agreement_device_test device_node_test memory_device_test tiers_device_test
+	cmake --build $(BUILD) --target flashquantd fqctl codec_device_test attend_device_test cuda_device_test agreement_device_test device_node_test memory_device_test nccl_device_test tiers_device_test
 	$(BUILD)/bin/codec_device_test
 	$(BUILD)/bin/memory_device_test
 	$(BUILD)/bin/tiers_device_test
+	$(NCCL_TEST) --gtest_filter='OneGpu.*'
 	$(BUILD)/bin/cuda_device_test
 	$(BUILD)/bin/agreement_device_test $(CODEC_SET)
 	for tool in memcheck racecheck synccheck initcheck; do FQ_TEST_WITHOUT_LISTS=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
@@ -72,6 +74,11 @@ test-gpu: setup  ## on a machine with a GPU: conformance, workers killed, a node
 	for check in order full_gpu pinned; do $(PYTHON) tests/gpu/check_$$check.py --build $(BUILD) || exit 1; done
 	$(PYTHON) tests/gpu/check_sanitized.py --build $(BUILD)
 	$(PYTHON) tests/gpu/check_sanitized.py --build $(BUILD) --tool racecheck --exclude MakeCoderLists
+
+test-gpu2: setup  ## on a machine with two GPUs: peer links between them
+	cmake --preset release
+	cmake --build $(BUILD) --target nccl_device_test
+	$(NCCL_TEST)
 
 bench-gpu: setup  ## on a machine with a GPU: encode, decode, slabs, attention beside FP16, a node with workers; kept in tests/bench/results
 	cmake --preset release

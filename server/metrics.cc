@@ -20,7 +20,8 @@ struct CountedRow {
 };
 
 constexpr char kMethodsAndCodes[] =
-    "method=Session|Store|Lookup|Load|Attend|Release|Status|Namespaces|Verify|Purge;"
+    "method=Session|Store|Lookup|Load|Attend|Release|OpenPeerLink|ClosePeerLink|Status|Namespaces|"
+    "Verify|Purge;"
     "code=OK|CANCELLED|UNKNOWN|INVALID_ARGUMENT|DEADLINE_EXCEEDED|NOT_FOUND|ALREADY_EXISTS|"
     "PERMISSION_DENIED|RESOURCE_EXHAUSTED|FAILED_PRECONDITION|ABORTED|OUT_OF_RANGE|UNIMPLEMENTED|"
     "INTERNAL|UNAVAILABLE|DATA_LOSS|UNAUTHENTICATED";
@@ -29,10 +30,11 @@ const CountedRow kCounted[] = {
     {Metric::kRequests, "fq_requests_total", MetricType::Counter, "calls", kMethodsAndCodes,
      "Calls answered, by method and status."},
     {Metric::kRequestSeconds, "fq_request_duration_seconds", MetricType::Histogram, "seconds",
-     "method=Store|Lookup|Load|Attend|Release|Status|Namespaces|Verify|Purge",
+     "method=Store|Lookup|Load|Attend|Release|OpenPeerLink|ClosePeerLink|Status|Namespaces|Verify|"
+     "Purge",
      "Time from arrival of a call to its answer."},
     {Metric::kBlocksStored, "fq_blocks_stored_total", MetricType::Counter, "blocks",
-     "profile=exact|near-lossless|compact|universal;result=ok|exists|full",
+     "profile=exact|near-lossless|compact|universal;result=ok|exists|full|damaged",
      "Blocks that Store was asked to keep, by what became of them."},
     {Metric::kBlocksLoaded, "fq_blocks_loaded_total", MetricType::Counter, "blocks",
      "profile=exact|near-lossless|compact|universal", "Blocks delivered by Load, as delivered."},
@@ -68,9 +70,16 @@ const CountedRow kCounted[] = {
      "Near-lossless and compact blocks that begin beyond the length their codec set was calibrated "
      "at, or beyond twice that (not counted under calibrated as well)."},
     {Metric::kTransportBlocks, "fq_transport_blocks_total", MetricType::Counter, "blocks",
-     "operation=store|load;transport=device|segment|inline",
+     "operation=store|load;transport=device|nccl|segment|inline",
      "Blocks that Store was asked to keep and Load to deliver, by how their pages come and go: "
-     "engines' tensors on the GPU, shared memory, or the message itself."},
+     "engines' tensors on the GPU, another GPU by NCCL, shared memory, or the message itself."},
+    {Metric::kPeerLinksBroken, "fq_peer_links_broken_total", MetricType::Counter, "links",
+     "reason=timeout|failed|call",
+     "Peer links that ended before their session did: an operation took too long, NCCL failed, or "
+     "a "
+     "Store did."},
+    {Metric::kPeerBytes, "fq_peer_bytes_total", MetricType::Counter, "bytes",
+     "direction=send|receive", "Bytes that went to other GPUs, or came from them, by NCCL."},
 };
 
 struct SampledRow {
@@ -160,6 +169,8 @@ const SampledRow kSampled[] = {
     {"fq_device_segments", MetricType::Gauge, "segments",
      [](const NodeSample& s) { return s.device_descriptor_segments; }, kDeviceSegmentsHelp,
      "share=descriptor"},
+    {"fq_peer_links", MetricType::Gauge, "links", [](const NodeSample& s) { return s.peer_links; },
+     "Peer links to workers on other GPUs."},
     {"fq_connections", MetricType::Gauge, "connections",
      [](const NodeSample& s) { return s.connections; }, "Peers connected."},
     {"fq_sessions", MetricType::Gauge, "sessions", [](const NodeSample& s) { return s.sessions; },

@@ -40,6 +40,8 @@ enum class Metric {
   kQualitySamples,      // profile
   kBlocksBeyond,        // operation, length
   kTransportBlocks,     // operation, transport
+  kPeerLinksBroken,     // reason
+  kPeerBytes,           // direction
 };
 
 // What is read off the node when somebody asks.
@@ -50,6 +52,7 @@ struct NodeSample {
   double failed_demotions = 0, room_waits = 0;
   double device_launches = 0, device_calls = 0;
   double device_ipc_segments = 0, device_descriptor_segments = 0;
+  double peer_links = 0;
   double connections = 0, sessions = 0, leases = 0, namespaces = 0, segments = 0;
   double queued_calls = 0, running_calls = 0, draining = 0;
   double encode_bytes_per_second = 0, decode_bytes_per_second = 0;

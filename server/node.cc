@@ -12,6 +12,7 @@
 #include "kernels/base/status_macros.h"
 #ifdef FQ_HAVE_CUDA
 #include "kernels/cuda/cuda_device.h"
+#include "server/peers/nccl_comm.h"
 #endif
 
 namespace fq {
@@ -40,6 +41,35 @@ absl::StatusOr<std::unique_ptr<Device>> OpenDevice(const Options& options) {
   return absl::FailedPreconditionError(
       absl::StrCat("--device = ", options.device, ": this node was built without CUDA"));
 #endif
+}
+
+PeerLimits PeerLimitsOf(const Options& options) {
+  return {options.max_peer_links, options.peer_window_bytes,
+          std::min(options.peer_window_bytes, options.max_segment_bytes),
+          Milliseconds(options.peer_timeout_ms), options.nccl_ctas};
+}
+
+// The GPU of --device and the NCCL of --nccl, as far as `parts` does not bring its own.
+absl::Status OpenGpu(const Options& options, NodeParts& parts) {
+#ifdef FQ_HAVE_CUDA
+  if (!options.nccl.empty()) PrepareNcclEnvironment();
+#endif
+  if (parts.device == nullptr && !options.device.empty()) {
+    FQ_ASSIGN_OR_RETURN(parts.device, OpenDevice(options));
+  }
+#ifdef FQ_HAVE_CUDA
+  if (parts.peers == nullptr && !options.nccl.empty()) {
+    NcclOptions nccl{options.nccl, 0, static_cast<int>(options.nccl_ctas)};
+    FQ_CHECK(absl::SimpleAtoi(options.device, &nccl.ordinal));  // CheckOptions has passed
+    absl::StatusOr<std::unique_ptr<PeerTransport>> peers = OpenNccl(nccl);
+    if (!peers.ok()) {
+      return absl::Status(peers.status().code(),
+                          absl::StrCat("--nccl = ", peers.status().message()));
+    }
+    parts.peers = *std::move(peers);
+  }
+#endif
+  return absl::OkStatus();
 }
 
 absl::StatusOr<std::unique_ptr<Tiers>> MakeTiers(const Options& options, Device* device) {
@@ -76,9 +106,7 @@ absl::Status LoadCodecSets(const Options& options,
 absl::StatusOr<std::unique_ptr<Node>> Node::Create(const Options& options, NodeParts parts) {
   FQ_RETURN_IF_ERROR(CheckOptions(options));
   FQ_RETURN_IF_ERROR(LoadCodecSets(options, parts.codec_sets));
-  if (parts.device == nullptr && !options.device.empty()) {
-    FQ_ASSIGN_OR_RETURN(parts.device, OpenDevice(options));
-  }
+  FQ_RETURN_IF_ERROR(OpenGpu(options, parts));
   FQ_ASSIGN_OR_RETURN(auto tiers, MakeTiers(options, parts.device.get()));
   std::unique_ptr<DeviceScheduler> scheduler;
   if (parts.device != nullptr) {
@@ -104,6 +132,10 @@ Node::Node(const Options& options, NodeParts parts, std::unique_ptr<DeviceSchedu
       page_path_(std::make_unique<PagePath>(tiers_.get(), scheduler_.get(), workers_.get(),
                                             &metrics_, &quality_, log_)),
       start_time_seconds_(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch())) {
+  if (parts.peers != nullptr) {
+    peer_links_ = std::make_unique<PeerLinks>(device_.get(), std::move(parts.peers),
+                                              PeerLimitsOf(options_), &metrics_, log_);
+  }
   metrics_.SetSampler([this] { return Sample(); });
   expirer_ = std::thread([this] { ExpireLeasesUntilStopped(); });
 }
@@ -115,6 +147,7 @@ Node::~Node() {
     stop_.SignalAll();
   }
   expirer_.join();
+  peer_links_.reset();
   workers_.reset();
 }
 
@@ -132,6 +165,7 @@ NodeSample Node::Sample() {
     sample.device_launches = static_cast<double>(scheduler_->Stats().launches);
     sample.device_calls = static_cast<double>(scheduler_->Stats().calls);
   }
+  if (peer_links_ != nullptr) sample.peer_links = static_cast<double>(peer_links_->Reap());
   sample.connections = static_cast<double>(peers_.size());
   for (const auto& session : sessions_->All()) {
     sample.sessions += 1;
@@ -195,6 +229,7 @@ void Node::ExpireLeasesUntilStopped() {
       if (!stopping_) stop_.WaitWithTimeout(&mutex_, period);
       if (stopping_) return;
     }
+    if (peer_links_ != nullptr) peer_links_->Reap();
     metrics_.Add(Metric::kLeasesExpired, {}, static_cast<double>(sessions_->ExpireLeases()));
   }
 }

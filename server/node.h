@@ -20,6 +20,7 @@
 #include "server/namespaces.h"
 #include "server/options.h"
 #include "server/page_path.h"
+#include "server/peer_links.h"
 #include "server/quality_watch.h"
 #include "server/sessions.h"
 #include "server/tiers.h"
@@ -31,9 +32,10 @@ namespace fq {
 struct NodeParts {
   Clock clock = SteadyNow;  // of leases
   std::vector<std::shared_ptr<const CodecSet>>
-      codec_sets;                  // beside those of the options; the registry holds them too
-  const Log* log = nullptr;        // outlives the node
-  std::unique_ptr<Device> device;  // instead of the options' own
+      codec_sets;                        // beside those of the options; the registry holds them too
+  const Log* log = nullptr;              // outlives the node
+  std::unique_ptr<Device> device;        // instead of the options' own
+  std::unique_ptr<PeerTransport> peers;  // likewise
 };
 
 class Node {
@@ -52,6 +54,7 @@ class Node {
   ConnectedPeers& peers() { return peers_; }
   SessionRegistry& sessions() { return *sessions_; }
   PagePath& page_path() { return *page_path_; }
+  PeerLinks* peer_links() { return peer_links_.get(); }  // null without NCCL
   NodeSample Sample();
 
   // New Stores and sessions are refused from here on.
@@ -83,6 +86,7 @@ class Node {
   std::unique_ptr<WorkerPool> workers_;               // after what its jobs use
   QualityWatch quality_;
   const std::unique_ptr<PagePath> page_path_;
+  std::unique_ptr<PeerLinks> peer_links_;  // null without NCCL
   const double start_time_seconds_;
   std::atomic<bool> draining_{false};
   absl::Mutex mutex_;

@@ -44,6 +44,16 @@ void ForEachOption(O& o, Visitor&& visit) {
   visit("device-bytes", o.device_bytes, "memory of --device for slabs, taken at start, e.g. 8GiB");
   visit("device-sm-percent", o.device_sm_percent,
         "share of the multiprocessors of --device that stores may use; loads go first anyway");
+  visit("nccl", o.nccl,
+        "NCCL library, e.g. libnccl.so.2 or a path of it, for workers on other GPUs than --device; "
+        "its sockets are open to the network, unencrypted: trusted networks only; empty: none");
+  visit("nccl-ctas", o.nccl_ctas,
+        "multiprocessors that one direction of a peer link may take, on both GPUs");
+  visit("max-peer-links", o.max_peer_links, "peer links of all sessions");
+  visit("peer-window-bytes", o.peer_window_bytes,
+        "memory of --device for the windows of all peer links, beside --device-bytes, e.g. 8GiB");
+  visit("peer-timeout-ms", o.peer_timeout_ms,
+        "longest time that an operation of a peer link may take; then the link is broken");
   visit("quality-sample", o.quality_sample,
         "measure the error of one encoded block in so many against what its codec set predicts; "
         "0: none");
@@ -270,6 +280,11 @@ absl::Status CheckNumbers(const Options& o) {
   FQ_RETURN_IF_ERROR(
       CheckBetween<uint64_t>("device-bytes", o.device_bytes, 64 << 20, uint64_t{1} << 46));
   FQ_RETURN_IF_ERROR(CheckBetween("device-sm-percent", o.device_sm_percent, 1u, 100u));
+  FQ_RETURN_IF_ERROR(CheckBetween("nccl-ctas", o.nccl_ctas, 1u, 64u));
+  FQ_RETURN_IF_ERROR(CheckBetween("max-peer-links", o.max_peer_links, 1u, 1024u));
+  FQ_RETURN_IF_ERROR(CheckBetween<uint64_t>("peer-window-bytes", o.peer_window_bytes, 32 << 20,
+                                            uint64_t{1} << 46));
+  FQ_RETURN_IF_ERROR(CheckBetween("peer-timeout-ms", o.peer_timeout_ms, 10u, 600'000u));
   FQ_RETURN_IF_ERROR(CheckBetween("quality-sample", o.quality_sample, 0u, 1'000'000'000u));
   FQ_RETURN_IF_ERROR(CheckBetween("quality-drift-ratio", o.quality_drift_ratio, 1.05, 10.0));
   FQ_RETURN_IF_ERROR(CheckBetween("workers", o.workers, 0u, 1024u));
@@ -341,6 +356,7 @@ absl::Status CheckNames(const Options& o) {
   if (!o.device.empty() && (!absl::SimpleAtoi(o.device, &ordinal) || ordinal > 1023)) {
     return Refuse("device", o.device, "must be a number in 0..1023, or empty");
   }
+  if (!o.nccl.empty() && o.device.empty()) return Refuse("nccl", o.nccl, "needs --device");
   if (o.tenant.empty() || o.tenant.size() > 256) {
     return Refuse("tenant", o.tenant,
                   absl::StrCat("has ", o.tenant.size(), " bytes, must be 1..256"));

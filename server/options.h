@@ -30,6 +30,13 @@ struct Options {
   uint64_t device_bytes = uint64_t{8} << 30;
   uint32_t device_sm_percent = 100;  // share of its multiprocessors that stores may use
 
+  // Peer links: workers on other GPUs.
+  std::string nccl;  // libnccl.so.2, by name or path; empty: no peer links
+  uint32_t nccl_ctas = 24;
+  uint32_t max_peer_links = 16;
+  uint64_t peer_window_bytes = uint64_t{8} << 30;  // of all links
+  uint32_t peer_timeout_ms = 5'000;
+
   // Quality (P7).
   uint32_t quality_sample = 64;      // measure one block in so many; 0: none
   double quality_drift_ratio = 1.5;  // of measured to predicted error

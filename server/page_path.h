@@ -35,12 +35,14 @@ struct CallerPages {
   PagesAt pages;  // one place per block
   absl::Span<std::byte> memory;
   const DeviceSegment* device = nullptr;  // not null: there, and `memory` is empty
+  bool peer = false;                      // `device` is the window of a peer link
   bool in_message = false;                // `memory` is of the call's own message
   const void* session = nullptr;          // whose turn on the GPU it takes
 };
 
 // As metrics name it.
 inline const char* TransportOf(const CallerPages& pages) {
+  if (pages.peer) return "nccl";
   if (pages.device != nullptr) return "device";
   return pages.in_message ? "inline" : "segment";
 }
@@ -51,6 +53,7 @@ struct StoreCall {
   std::vector<BlockKey> keys;
   std::vector<BlockKey> preceding_keys;  // up to two, just before keys[0]
   CallerPages source;                    // [keys]; only read
+  std::vector<bool> damaged;             // [keys], or empty: set for pages that did not come whole
 };
 
 struct LookupCall {
@@ -63,6 +66,13 @@ struct LookupResult {
   uint32_t usable_blocks = 0;
   uint64_t load_bytes = 0;       // of usable_blocks
   double predicted_load_ms = 0;  // 0: nothing measured yet
+};
+
+// Extents of slabs in GPU memory, and what keeps them there.
+struct DeviceExtents {
+  std::vector<BlockOutcome> outcomes;
+  std::vector<std::vector<DeviceRegion>> extents;  // per block; none unless the outcome is kOk
+  std::shared_ptr<const void> keep;
 };
 
 // Blocks [first_block, first_block + block_count) of a lease.
@@ -142,6 +152,15 @@ class PagePath {
   absl::StatusOr<InlineBlocks> LoadEncoded(const CallContext& context, const SlabSpace& space,
                                            const LeasedBlocks& blocks);
 
+  // Finds slabs in GPU memory, or brings them there from host memory, as they are: whoever gets
+  // them checks them. `keep` does not hold the lease. Unavailable: the GPU failed.
+  absl::StatusOr<DeviceExtents> LoadExtents(const CallContext& context, const SlabSpace& space,
+                                            const LeasedBlocks& blocks, const void* session);
+
+  // The word sum of each region of GPU memory (kernels/codec/word_sum.h). Unavailable: as above.
+  absl::StatusOr<std::vector<uint64_t>> Sums(const CallContext& context, const void* session,
+                                             std::vector<DeviceRegion> regions);
+
   // DataLoss: a block failed its check; it is dropped and nothing is put out.
   absl::Status Attend(const CallContext& context, const SlabSpace& space, const AttendCall& call);
 
@@ -208,7 +227,17 @@ class PagePath {
     bool publish = false;
   };
   absl::StatusOr<DeviceRoom> RoomOnDevice(const Pin& host_pin, MonotonicTime wait_until);
+  // Where a leased slab is, or will be when `work` has run, on the GPU; counts one without room.
+  struct OnDevice {
+    std::byte* primary = nullptr;
+    std::byte* refinement = nullptr;
+    DeviceRoom copy;  // empty when the slab is there already
+  };
+  absl::StatusOr<OnDevice> BringToDevice(const Pin& pin, MonotonicTime wait_until,
+                                         DeviceCall& work);
   void MeasureLater(std::vector<std::unique_ptr<SampledBlock>> samples);
+  // How long a call waits in all for demotion to make room on the device; then slabs are evicted.
+  static MonotonicTime WaitUntil(const CallContext& context);
   absl::Status CheckDevice() const;  // Unavailable: no GPU, or it has failed
   absl::Status RunOnDevice(DeviceCall& call);
 

@@ -20,13 +20,6 @@ namespace {
 // Scope of room on the device that is never published; no SlabSpace has it.
 constexpr uint64_t kStagingScope = UINT64_MAX;
 
-// How long a call waits in all for demotion to make room on the device; then slabs are evicted.
-constexpr Milliseconds kMostWait{50};
-
-MonotonicTime WaitUntil(const CallContext& context) {
-  return std::min(context.deadline, SteadyNow() + kMostWait);
-}
-
 // The layers of a caller's tensors as the kernels want them. Holds the memory that `rows` names.
 struct CallerRows {
   CallerRows(const CallerPages& pages, const SlabShape& shape) {
@@ -183,6 +176,11 @@ class SampledBlock {
   std::vector<SourcePage> sources_;
 };
 
+MonotonicTime PagePath::WaitUntil(const CallContext& context) {
+  constexpr Milliseconds kMostWait{50};
+  return std::min(context.deadline, SteadyNow() + kMostWait);
+}
+
 absl::Status PagePath::CheckDevice() const {
   if (scheduler_ != nullptr && tiers_->has_device()) return absl::OkStatus();
   return absl::UnavailableError("the node's GPU is not in use");
@@ -218,6 +216,10 @@ absl::Status PagePath::StoreFromDevice(const CallContext& context, const SlabSpa
   work.blocks.reserve(call.keys.size());
   reserved.reserve(call.keys.size());
   for (size_t i = 0; i < call.keys.size(); ++i) {
+    if (!call.damaged.empty() && call.damaged[i]) {
+      outcomes[i] = BlockOutcome::kMiss;
+      continue;
+    }
     Reserved one{i, {}, {}};
     FQ_ASSIGN_OR_RETURN(one.plan, PlanOf(space, call, i));
     FQ_ASSIGN_OR_RETURN(
@@ -282,6 +284,25 @@ absl::StatusOr<PagePath::DeviceRoom> PagePath::RoomOnDevice(const Pin& host_pin,
   return DeviceRoom{std::move(staging), /*publish=*/false};
 }
 
+absl::StatusOr<PagePath::OnDevice> PagePath::BringToDevice(const Pin& pin, MonotonicTime wait_until,
+                                                           DeviceCall& work) {
+  OnDevice there{Data(pin.primary()), Data(pin.refinement()), {}};
+  if (!pin.on_host()) return there;
+  absl::StatusOr<DeviceRoom> room = RoomOnDevice(pin, wait_until);
+  if (!room.ok()) {
+    metrics_->Add(Metric::kBlocksMissed, {"no_room"}, 1);
+    return room.status();
+  }
+  there.copy = *std::move(room);
+  there.primary = Data(there.copy.room.primary());
+  there.refinement = Data(there.copy.room.refinement());
+  work.uploads.push_back({work.blocks.size(), there.primary, pin.primary()});
+  if (there.refinement != nullptr) {
+    work.uploads.push_back({work.blocks.size(), there.refinement, pin.refinement()});
+  }
+  return there;
+}
+
 absl::Status PagePath::LoadToDevice(const CallContext& context, const SlabSpace& space,
                                     const LeasedBlocks& blocks, const CallerPages& target,
                                     std::vector<BlockOutcome>& outcomes) {
@@ -302,24 +323,11 @@ absl::Status PagePath::LoadToDevice(const CallContext& context, const SlabSpace&
     const Pin& pin = PinAt(blocks, i);
     DeviceBlock block =
         BlockAt(IdOf(pin), static_cast<PageKind>(pin.tag().kind), target.pages.places[i]);
-    block.primary = Data(pin.primary());
-    block.refinement = Data(pin.refinement());
-    DeviceRoom copy;
-    if (pin.on_host()) {
-      absl::StatusOr<DeviceRoom> room = RoomOnDevice(pin, wait_until);
-      if (!room.ok()) {
-        metrics_->Add(Metric::kBlocksMissed, {"no_room"}, 1);
-        continue;
-      }
-      copy = *std::move(room);
-      block.primary = Data(copy.room.primary());
-      block.refinement = Data(copy.room.refinement());
-      work.uploads.push_back({work.blocks.size(), block.primary, pin.primary()});
-      if (block.refinement != nullptr) {
-        work.uploads.push_back({work.blocks.size(), block.refinement, pin.refinement()});
-      }
-    }
-    copies.push_back(std::move(copy));
+    absl::StatusOr<OnDevice> there = BringToDevice(pin, wait_until, work);
+    if (!there.ok()) continue;
+    block.primary = there->primary;
+    block.refinement = there->refinement;
+    copies.push_back(std::move(there->copy));
     indices.push_back(i);
     work.blocks.push_back(block);
   }

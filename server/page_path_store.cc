@@ -22,13 +22,17 @@ bool KeepsRefinement(const StoreCall& call, size_t i) {
 // Blocks at the front of the batch that are in the store now.
 size_t CompletePrefix(absl::Span<const BlockOutcome> outcomes) {
   size_t n = 0;
-  while (n < outcomes.size() && outcomes[n] != BlockOutcome::kFull) ++n;
+  while (n < outcomes.size() &&
+         (outcomes[n] == BlockOutcome::kOk || outcomes[n] == BlockOutcome::kExists)) {
+    ++n;
+  }
   return n;
 }
 
 const char* ResultName(BlockOutcome outcome) {
   if (outcome == BlockOutcome::kOk) return "ok";
-  return outcome == BlockOutcome::kExists ? "exists" : "full";
+  if (outcome == BlockOutcome::kExists) return "exists";
+  return outcome == BlockOutcome::kMiss ? "damaged" : "full";
 }
 
 }  // namespace

@@ -43,6 +43,10 @@ absl::Status CheckSize(int fd, uint64_t bytes) {
       absl::StrCat("bytes = ", bytes, ": the descriptor has ", info.st_size));
 }
 
+void EndLink(const PeerSegment& segment, const char* why) {
+  segment.link->Break(PeerLinkEnd::kClosed, why);
+}
+
 }  // namespace
 
 OwnedFd& OwnedFd::operator=(OwnedFd&& other) noexcept {
@@ -87,6 +91,13 @@ absl::StatusOr<uint32_t> SegmentTable::Register(std::shared_ptr<const DeviceSegm
   return last_id_;
 }
 
+absl::StatusOr<uint32_t> SegmentTable::Register(const PeerSegment& segment) {
+  absl::MutexLock lock(&mutex_);
+  FQ_RETURN_IF_ERROR(CheckRoom());
+  segments_.emplace(++last_id_, segment);
+  return last_id_;
+}
+
 absl::Status SegmentTable::CheckRoom() const {
   if (closed_) return absl::UnauthenticatedError("session_id: the session has ended");
   if (segments_.size() < limits_.max_segments) return absl::OkStatus();
@@ -96,6 +107,7 @@ absl::Status SegmentTable::CheckRoom() const {
 
 absl::Status SegmentTable::Unregister(uint32_t id) {
   const AnySegment segment = FindAny(id);  // unmapped after the lock
+  if (const auto* peer = std::get_if<PeerSegment>(&segment)) EndLink(*peer, "it was closed");
   absl::MutexLock lock(&mutex_);
   if (segments_.erase(id) == 1) return absl::OkStatus();
   return absl::NotFoundError(
@@ -120,11 +132,22 @@ std::shared_ptr<const DeviceSegment> SegmentTable::FindDevice(uint32_t id) const
   return device == nullptr ? nullptr : *device;
 }
 
+PeerSegment SegmentTable::FindPeer(uint32_t id) const {
+  const AnySegment segment = FindAny(id);
+  const auto* peer = std::get_if<PeerSegment>(&segment);
+  return peer == nullptr ? PeerSegment() : *peer;
+}
+
 void SegmentTable::Close() {
   std::map<uint32_t, AnySegment> all;
-  absl::MutexLock lock(&mutex_);
-  closed_ = true;
-  all.swap(segments_);
+  {
+    absl::MutexLock lock(&mutex_);
+    closed_ = true;
+    all.swap(segments_);
+  }
+  for (const auto& [id, segment] : all) {
+    if (const auto* peer = std::get_if<PeerSegment>(&segment)) EndLink(*peer, "the session ended");
+  }
 }
 
 size_t SegmentTable::device_segments(ShareKind kind) const {

@@ -15,6 +15,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/types/span.h"
 #include "server/device/device_segment.h"
+#include "server/peers/peer_link.h"
 
 namespace fq {
 
@@ -49,6 +50,14 @@ class Segment {
   const absl::Span<std::byte> memory_;
 };
 
+// The node's window of a peer link: a worker on another GPU has one like it.
+struct PeerSegment {
+  std::shared_ptr<const DeviceSegment> window;
+  std::byte* begin = nullptr;  // of the window
+  uint64_t bytes = 0;
+  std::shared_ptr<PeerLink> link;  // null: no such segment
+};
+
 struct SegmentLimits {
   uint32_t max_segments = 16;
   uint64_t max_segment_bytes = uint64_t{64} << 30;
@@ -63,22 +72,24 @@ class SegmentTable {
   // InvalidArgument as Segment::Map.
   absl::StatusOr<uint32_t> Register(const OwnedFd& fd, uint64_t bytes);
   absl::StatusOr<uint32_t> Register(std::shared_ptr<const DeviceSegment> segment);
+  absl::StatusOr<uint32_t> Register(const PeerSegment& segment);
 
-  // NotFound when there is none of that id.
+  // NotFound when there is none of that id. A peer link ends.
   absl::Status Unregister(uint32_t id);
 
   // Null when there is none of that id and kind.
   std::shared_ptr<const Segment> Find(uint32_t id) const;
   std::shared_ptr<const DeviceSegment> FindDevice(uint32_t id) const;
+  PeerSegment FindPeer(uint32_t id) const;
 
-  // Unmaps all and takes no more.
+  // Unmaps all, ends all peer links and takes no more.
   void Close();
   size_t size() const;
   size_t device_segments(ShareKind kind) const;
 
  private:
-  using AnySegment =
-      std::variant<std::shared_ptr<const Segment>, std::shared_ptr<const DeviceSegment>>;
+  using AnySegment = std::variant<std::shared_ptr<const Segment>,
+                                  std::shared_ptr<const DeviceSegment>, PeerSegment>;
 
   absl::Status CheckRoom() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   AnySegment FindAny(uint32_t id) const;  // null when there is none

@@ -44,9 +44,14 @@ absl::Status Server::StartListeners() {
 
 Server::~Server() {
   metrics_.reset();
+  EndPeerLinks();  // what waits for them holds up the sockets
   call_socket_.reset();
   grpc_.reset();
   segment_socket_.reset();
+}
+
+void Server::EndPeerLinks() {
+  if (node_ != nullptr && node_->peer_links() != nullptr) node_->peer_links()->EndAll();
 }
 
 void Server::BeginDrain() {
@@ -56,6 +61,7 @@ void Server::BeginDrain() {
 
 bool Server::FinishDrain() {
   const bool idle = node_->WaitIdle(Milliseconds(node_->options().drain_ms));
+  EndPeerLinks();
   if (call_socket_ != nullptr) call_socket_->Stop();
   grpc_->Stop(kStopGrace);
   return idle;

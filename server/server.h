@@ -33,6 +33,7 @@ class Server {
  private:
   Server() = default;
   absl::Status StartListeners();
+  void EndPeerLinks();
 
   std::unique_ptr<Node> node_;
   std::unique_ptr<GrpcServer> grpc_;

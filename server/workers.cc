@@ -86,6 +86,12 @@ absl::Status WorkerPool::Submit(std::function<void()> job) {
   return absl::OkStatus();
 }
 
+void WorkerPool::Resume(std::function<void()> job) {
+  absl::MutexLock lock(&mutex_);
+  queue_.push_back(std::move(job));
+  work_.Signal();
+}
+
 absl::Status WorkerPool::Run(const std::function<void()>& job) {
   if (BeginHere()) {
     job();

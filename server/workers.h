@@ -22,6 +22,9 @@ class WorkerPool {
   // Queues a job. ResourceExhausted, with retry-after, when `queue_depth` jobs wait already.
   absl::Status Submit(std::function<void()> job);
 
+  // Queues a job that has waited elsewhere, however many wait here.
+  void Resume(std::function<void()> job);
+
   // Runs a job in the calling thread, which counts as a worker meanwhile, when fewer than all work
   // and none waits. Else as Submit, and waits until it has run.
   absl::Status Run(const std::function<void()>& job);

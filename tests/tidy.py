@@ -59,7 +59,8 @@ IMPORTS = {
 EXTERNAL_HEADERS = {
     r"grpc(pp|\+\+)?/|google/protobuf/":
         ("server/rpc", "server/peers", "server/main.cc", "client/cpp"),
-    r"cuda|nvrtc|cub/|cutlass/": ("kernels/cuda", "kernels/memory", "kernels/base/host_device.h"),
+    r"cuda|nvrtc|cub/|cutlass/": ("kernels/cuda", "kernels/memory", "kernels/base/host_device.h",
+                                    "server/peers/nccl_comm.cc"),
     r"nccl": ("server/peers",),
     r"prometheus/": ("server",),
     r"CLI/": ("server/options.cc", "server/main.cc", "client/cli"),

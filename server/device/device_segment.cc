@@ -158,4 +158,15 @@ absl::StatusOr<std::shared_ptr<const DeviceSegment>> DeviceSegment::Map(
   return segment;
 }
 
+std::shared_ptr<const DeviceSegment> DeviceSegment::Over(std::unique_ptr<DeviceMapping> memory,
+                                                         int layers, uint64_t layer_stride) {
+  std::shared_ptr<DeviceSegment> segment(new DeviceSegment());
+  for (int layer = 0; layer < layers; ++layer) {
+    segment->layers_.push_back(memory->data() + static_cast<uint64_t>(layer) * layer_stride);
+  }
+  segment->layer_bytes_ = memory->bytes() - static_cast<uint64_t>(layers - 1) * layer_stride;
+  segment->mappings_.push_back(std::move(memory));
+  return segment;
+}
+
 }  // namespace fq

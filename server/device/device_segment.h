@@ -44,6 +44,11 @@ class DeviceSegment {
   static absl::StatusOr<std::shared_ptr<const DeviceSegment>> Map(
       Device& device, const DeviceRegistration& registration, int session_layers);
 
+  // The node's own memory instead: layer l begins `layer_stride` bytes after layer l - 1. At least
+  // `layers` * `layer_stride` bytes.
+  static std::shared_ptr<const DeviceSegment> Over(std::unique_ptr<DeviceMapping> memory,
+                                                   int layers, uint64_t layer_stride);
+
   // Where each layer begins, [session_layers].
   absl::Span<std::byte* const> layers() const { return layers_; }
   // From there to the end of the allocation, the least of all layers.

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
 #include "server/retry_after.h"
 #include "server/rpc/status.h"
 
@@ -114,6 +115,49 @@ absl::Status CallRunner::RunHere(const Method& method,
   counted.Count(status);
   node_->EndCall();
   return status;
+}
+
+void CallRunner::BeginAndGoOn(const CallContext& limits, const Begin& begin, Body body,
+                              Resume answer) const {
+  const absl::Status begun =
+      begin([node = node_, limits, body = std::move(body), answer](const absl::Status& waited) {
+        if (!waited.ok()) return answer(waited);
+        node->workers().Resume([limits, body, answer] { answer(body(limits)); });
+      });
+  if (!begun.ok()) answer(begun);
+}
+
+grpc::ServerUnaryReactor* CallRunner::RunAfter(grpc::CallbackServerContext* context,
+                                               const Method& method, const Begin& begin,
+                                               Body body) const {
+  auto* reactor = new Reactor(&replies_, context->peer());
+  const RunningCall call{{node_, method.name}, context, reactor};
+  CallContext limits;
+  limits.deadline = DeadlineOf(method, LeftOf(*context));
+  limits.cancelled = [context] { return context->IsCancelled(); };
+  BeginAndGoOn(limits, begin, std::move(body),
+               [call](const absl::Status& status) { call.Answer(status); });
+  return reactor;
+}
+
+absl::Status CallRunner::RunHereAfter(const Method& method,
+                                      std::optional<std::chrono::nanoseconds> brought,
+                                      std::function<bool()> cancelled, const Begin& begin,
+                                      const Body& body) const {
+  const CountedCall counted(node_, method.name);
+  CallContext limits;
+  limits.deadline = DeadlineOf(method, brought);
+  limits.cancelled = std::move(cancelled);
+  absl::Notification answered;
+  absl::Status answer;
+  BeginAndGoOn(limits, begin, body, [&](const absl::Status& status) {
+    answer = status;
+    answered.Notify();
+  });
+  answered.WaitForNotification();
+  counted.Count(answer);
+  node_->EndCall();
+  return answer;
 }
 
 MonotonicTime CallRunner::DeadlineOf(const Method& method,

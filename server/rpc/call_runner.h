@@ -25,6 +25,10 @@ class CallRunner {
   };
   using Body = std::function<absl::Status(const CallContext&)>;
 
+  // Goes on with a call that waits, or answers it with an error. From any thread, once.
+  using Resume = std::function<void(const absl::Status&)>;
+  using Begin = std::function<absl::Status(Resume)>;
+
   explicit CallRunner(Node* node) : node_(node), replies_(node->options().max_message_bytes) {}
 
   // `body` checks, calls and fills; request and response live until it has returned.
@@ -36,7 +40,18 @@ class CallRunner {
   absl::Status RunHere(const Method& method, std::optional<std::chrono::nanoseconds> brought,
                        std::function<bool()> cancelled, const Body& body) const;
 
+  // For calls that wait for something else first. `begin` runs here and never blocks; when it
+  // returns OK it calls its `resume`, then or later, and `body` runs on a worker. Another status of
+  // `begin` is the answer; `resume` is not called then.
+  grpc::ServerUnaryReactor* RunAfter(grpc::CallbackServerContext* context, const Method& method,
+                                     const Begin& begin, Body body) const;
+  // The same in the calling thread, as RunHere; while it waits it is no worker.
+  absl::Status RunHereAfter(const Method& method, std::optional<std::chrono::nanoseconds> brought,
+                            std::function<bool()> cancelled, const Begin& begin,
+                            const Body& body) const;
+
  private:
+  void BeginAndGoOn(const CallContext& limits, const Begin& begin, Body body, Resume answer) const;
   MonotonicTime DeadlineOf(const Method& method,
                            std::optional<std::chrono::nanoseconds> brought) const;
 

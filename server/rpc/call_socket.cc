@@ -136,6 +136,29 @@ bool CallSocket::AnswerOne(int fd, char* buffer) {
   return Send(fd, Answer(call, [this, fd] { return stopping_ || HasHungUp(fd); }));
 }
 
+std::string CallSocket::AnswerStore(const CallPacket& call, std::function<bool()> cancelled) const {
+  wire::StoreRequest request;
+  wire::StoreResponse response;
+  absl::Status status = Parse(call.message, request);
+  if (!status.ok() || request.peer_sequence() == 0) {
+    status = runner_.RunHere(
+        methods::kStore, call.timeout, std::move(cancelled), [&](const CallContext& context) {
+          return status.ok() ? calls_.Store(context, tenant_, request, response) : status;
+        });
+  } else {
+    PeerStore store(node_, &request);
+    status = runner_.RunHereAfter(
+        methods::kStore, call.timeout, std::move(cancelled),
+        [&](CallRunner::Resume resume) {
+          return calls_.BeginStore(tenant_, request, store, std::move(resume));
+        },
+        [&](const CallContext& context) {
+          return KvCacheCalls::EndStore(context, store, response);
+        });
+  }
+  return ReplyPacket(status, status.ok() ? response.SerializeAsString() : std::string());
+}
+
 std::string CallSocket::Answer(const absl::StatusOr<CallPacket>& call,
                                std::function<bool()> cancelled) const {
   if (!call.ok()) return ReplyPacket(call.status(), {});
@@ -151,10 +174,7 @@ std::string CallSocket::Answer(const absl::StatusOr<CallPacket>& call,
   };
   switch (call->kind) {
     case CallKind::kStore:
-      return run(methods::kStore, wire::StoreRequest(), wire::StoreResponse(),
-                 [&](const CallContext& context, const auto& request, auto& response) {
-                   return calls_.Store(context, tenant_, request, response);
-                 });
+      return AnswerStore(*call, std::move(cancelled));
     case CallKind::kLookup:
       return run(methods::kLookup, wire::LookupRequest(), wire::LookupResponse(),
                  [&](const CallContext&, const auto& request, auto& response) {

@@ -48,6 +48,7 @@ class CallSocket {
   void DropEnded();
   void Serve(Connection& connection);
   bool AnswerOne(int fd, char* buffer);
+  std::string AnswerStore(const CallPacket& call, std::function<bool()> cancelled) const;
   std::string Answer(const absl::StatusOr<CallPacket>& call, std::function<bool()> cancelled) const;
 
   Node* const node_;

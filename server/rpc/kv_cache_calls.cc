@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
+#include "server/rpc/fill.h"
 #include "server/rpc/to_calls.h"
 #include "server/rpc/validate_blocks.h"
 
@@ -58,14 +59,6 @@ absl::StatusOr<CallerPages> PagesInPayload(const Session& session,
 absl::StatusOr<std::shared_ptr<const Lease>> FindLease(Session& session, const std::string& id) {
   FQ_RETURN_IF_ERROR(CheckId("lease_id", id));
   return session.leases.Use(ToRandomId(id));
-}
-
-template <typename Response>
-void FillStatuses(const std::vector<BlockOutcome>& outcomes, Response& response) {
-  response.mutable_statuses()->Reserve(static_cast<int>(outcomes.size()));
-  for (BlockOutcome outcome : outcomes) {
-    response.add_statuses(static_cast<wire::BlockStatus>(outcome));
-  }
 }
 
 LoadReply InlineReply(InlineBlocks blocks) {
@@ -122,6 +115,9 @@ absl::Status KvCacheCalls::Store(const CallContext& call, const std::string& ten
   StoreCall store = ToStoreCall(request);
   const wire::Pages& pages = request.pages();
   FoundSegment segment;
+  if (session->segments.FindPeer(pages.segment_id()).link != nullptr) {
+    return BadField("peer_sequence", 0, "must be 1 or more over a peer link");
+  }
   if (pages.segment_id() != 0) {
     FQ_ASSIGN_OR_RETURN(segment, FindSegment(*session, pages.segment_id()));
     FQ_ASSIGN_OR_RETURN(store.source, PagesInSegment(*session, segment, pages, store.keys.size()));
@@ -131,6 +127,32 @@ absl::Status KvCacheCalls::Store(const CallContext& call, const std::string& ten
   FQ_ASSIGN_OR_RETURN(auto outcomes, node_->page_path().StoreBlocks(call, *session->space, store));
   FillStatuses(outcomes, response);
   return absl::OkStatus();
+}
+
+absl::Status KvCacheCalls::BeginStore(const std::string& tenant, const wire::StoreRequest& request,
+                                      PeerStore& store, CallRunner::Resume resume) const {
+  FQ_ASSIGN_OR_RETURN(auto session, FindSession(tenant, request.session_id()));
+  return store.Begin(std::move(session), limits_, std::move(resume));
+}
+
+absl::Status KvCacheCalls::EndStore(const CallContext& call, PeerStore& store,
+                                    wire::StoreResponse& response) {
+  FQ_ASSIGN_OR_RETURN(const auto outcomes, store.End(call));
+  FillStatuses(outcomes, response);
+  return absl::OkStatus();
+}
+
+absl::Status KvCacheCalls::OpenPeerLink(const std::string& tenant,
+                                        const wire::OpenPeerLinkRequest& request,
+                                        wire::OpenPeerLinkResponse& response) const {
+  FQ_ASSIGN_OR_RETURN(const auto session, FindSession(tenant, request.session_id()));
+  return DoOpenPeerLink(*node_, *session, request, response);
+}
+
+absl::Status KvCacheCalls::ClosePeerLink(const std::string& tenant,
+                                         const wire::ClosePeerLinkRequest& request) const {
+  FQ_ASSIGN_OR_RETURN(const auto session, FindSession(tenant, request.session_id()));
+  return DoClosePeerLink(*session, request);
 }
 
 absl::Status KvCacheCalls::Lookup(const std::string& tenant, const wire::LookupRequest& request,
@@ -153,6 +175,17 @@ absl::Status KvCacheCalls::Load(const CallContext& call, const std::string& tena
   FQ_RETURN_IF_ERROR(CheckLoad(request, session->space->shape(), lease->pins.size(), limits_));
   const LeasedBlocks blocks{lease.get(), request.first_block(), request.block_count(),
                             ToFloor(request.min_profile())};
+  const PeerSegment peer = session->segments.FindPeer(request.pages().segment_id());
+  if (peer.link != nullptr) {
+    const PeerLoad load{node_, call, *session, peer, lease, blocks};
+    return request.encoded() ? load.Encoded(request.pages(), response.head)
+                             : load.Decoded(request.pages(), response.head);
+  }
+  if (request.has_pages() && request.encoded()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("encoded = true: pages must be unset, or of a peer link: pages.segment_id is ",
+                     request.pages().segment_id()));
+  }
   if (request.has_pages()) {
     return DeliverIntoSegment(call, *session, blocks, request.pages(), response.head);
   }

@@ -11,6 +11,7 @@
 #include "server/call_context.h"
 #include "server/node.h"
 #include "server/rpc/load_reply.h"
+#include "server/rpc/peer_calls.h"
 #include "server/rpc/validate.h"
 #include "server/rpc/wire.h"
 
@@ -23,6 +24,16 @@ class KvCacheCalls {
   // Replies are only valid with OK. Unauthenticated: the tenant has no such session.
   absl::Status Store(const CallContext& call, const std::string& tenant,
                      const wire::StoreRequest& request, wire::StoreResponse& response) const;
+  // The same with pages that come over a peer link (`request` has a peer_sequence), in two steps:
+  // EndStore when `resume` has been called with OK.
+  absl::Status BeginStore(const std::string& tenant, const wire::StoreRequest& request,
+                          PeerStore& store, CallRunner::Resume resume) const;
+  static absl::Status EndStore(const CallContext& call, PeerStore& store,
+                               wire::StoreResponse& response);
+  absl::Status OpenPeerLink(const std::string& tenant, const wire::OpenPeerLinkRequest& request,
+                            wire::OpenPeerLinkResponse& response) const;
+  absl::Status ClosePeerLink(const std::string& tenant,
+                             const wire::ClosePeerLinkRequest& request) const;
   absl::Status Lookup(const std::string& tenant, const wire::LookupRequest& request,
                       wire::LookupResponse& response) const;
   absl::Status Load(const CallContext& call, const std::string& tenant,

@@ -19,9 +19,41 @@ grpc::ServerBidiReactor<wire::SessionRequest, wire::SessionResponse>* KvCacheSer
 grpc::ServerUnaryReactor* KvCacheService::Store(grpc::CallbackServerContext* context,
                                                 const wire::StoreRequest* request,
                                                 wire::StoreResponse* response) {
+  if (request->peer_sequence() != 0) return StoreFromPeer(context, request, response);
   return runner_.Run(context, methods::kStore, [=](const CallContext& call) -> absl::Status {
     FQ_ASSIGN_OR_RETURN(const Caller caller, CallerOf(*context, *node_));
     return calls_.Store(call, caller.tenant, *request, *response);
+  });
+}
+
+grpc::ServerUnaryReactor* KvCacheService::StoreFromPeer(grpc::CallbackServerContext* context,
+                                                        const wire::StoreRequest* request,
+                                                        wire::StoreResponse* response) {
+  const auto store = std::make_shared<PeerStore>(node_, request);
+  return runner_.RunAfter(
+      context, methods::kStore,
+      [=](CallRunner::Resume resume) -> absl::Status {
+        FQ_ASSIGN_OR_RETURN(const Caller caller, CallerOf(*context, *node_));
+        return calls_.BeginStore(caller.tenant, *request, *store, std::move(resume));
+      },
+      [=](const CallContext& call) { return KvCacheCalls::EndStore(call, *store, *response); });
+}
+
+grpc::ServerUnaryReactor* KvCacheService::OpenPeerLink(grpc::CallbackServerContext* context,
+                                                       const wire::OpenPeerLinkRequest* request,
+                                                       wire::OpenPeerLinkResponse* response) {
+  return runner_.Run(context, methods::kOpenPeerLink, [=](const CallContext&) -> absl::Status {
+    FQ_ASSIGN_OR_RETURN(const Caller caller, CallerOf(*context, *node_));
+    return calls_.OpenPeerLink(caller.tenant, *request, *response);
+  });
+}
+
+grpc::ServerUnaryReactor* KvCacheService::ClosePeerLink(grpc::CallbackServerContext* context,
+                                                        const wire::ClosePeerLinkRequest* request,
+                                                        wire::ClosePeerLinkResponse*) {
+  return runner_.Run(context, methods::kClosePeerLink, [=](const CallContext&) -> absl::Status {
+    FQ_ASSIGN_OR_RETURN(const Caller caller, CallerOf(*context, *node_));
+    return calls_.ClosePeerLink(caller.tenant, *request);
   });
 }
 

@@ -32,8 +32,18 @@ class KvCacheService final
   grpc::ServerUnaryReactor* Release(grpc::CallbackServerContext* context,
                                     const wire::ReleaseRequest* request,
                                     wire::ReleaseResponse* response) override;
+  grpc::ServerUnaryReactor* OpenPeerLink(grpc::CallbackServerContext* context,
+                                         const wire::OpenPeerLinkRequest* request,
+                                         wire::OpenPeerLinkResponse* response) override;
+  grpc::ServerUnaryReactor* ClosePeerLink(grpc::CallbackServerContext* context,
+                                          const wire::ClosePeerLinkRequest* request,
+                                          wire::ClosePeerLinkResponse* response) override;
 
  private:
+  grpc::ServerUnaryReactor* StoreFromPeer(grpc::CallbackServerContext* context,
+                                          const wire::StoreRequest* request,
+                                          wire::StoreResponse* response);
+
   Node* const node_;
   const CallRunner runner_;
   const KvCacheCalls calls_;

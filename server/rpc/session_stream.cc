@@ -67,6 +67,15 @@ void SessionStream::FillResponse(const std::string& tenant, bool local) {
     response_.mutable_device()->set_uuid(std::string(device.uuid.begin(), device.uuid.end()));
     response_.mutable_device()->set_name(device.name);
   }
+  if (node_->peer_links() != nullptr && node_->tiers().has_device()) {
+    const DeviceUuid& uuid = node_->device()->info().uuid;
+    const PeerLinks& links = *node_->peer_links();
+    wire::PeerTransport& peers = *response_.mutable_peer_transport();
+    peers.set_nccl_version(links.version());
+    peers.set_device_uuid(std::string(uuid.begin(), uuid.end()));
+    peers.set_max_window_bytes(links.limits().max_window_bytes);
+    peers.set_max_timeout_ms(static_cast<uint32_t>(links.limits().max_timeout.count()));
+  }
   response_.set_max_blocks_per_call(options.max_blocks_per_call);
   response_.set_max_inline_bytes(options.max_inline_bytes);
   response_.set_lease_ms(options.lease_ms);

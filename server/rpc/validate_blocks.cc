@@ -208,7 +208,6 @@ absl::Status CheckLoad(const wire::LoadRequest& request, const SlabShape& shape,
   if (!request.has_pages()) {
     return request.encoded() ? absl::OkStatus() : CheckInlineLoad(request, shape, limits);
   }
-  if (request.encoded()) return absl::InvalidArgumentError("encoded = true: pages must be unset");
   if (request.pages().segment_id() != 0) return absl::OkStatus();
   return BadField("pages.segment_id", 0, "leave pages unset for an inline load");
 }

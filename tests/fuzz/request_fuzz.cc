@@ -11,6 +11,7 @@
 #include "server/rpc/call_packet.h"
 #include "server/rpc/to_calls.h"
 #include "server/rpc/validate_blocks.h"
+#include "server/rpc/validate_peers.h"
 #include "server/rpc/validate_session.h"
 
 namespace {
@@ -18,12 +19,13 @@ namespace {
 using fq::wire::AttendRequest;
 using fq::wire::LoadRequest;
 using fq::wire::LookupRequest;
+using fq::wire::OpenPeerLinkRequest;
 using fq::wire::ReleaseRequest;
 using fq::wire::SessionRequest;
 using fq::wire::StoreRequest;
 
 constexpr size_t kLeasedBlocks = 4;
-constexpr uint64_t kSegmentBytes = 1 << 20;
+constexpr uint64_t kSegmentBytes = 1 << 20, kWindowBytes = 4 << 20;
 
 void Require(bool holds) {
   if (!holds) std::abort();
@@ -66,6 +68,23 @@ void RequireInside(const fq::wire::Pages& message, const fq::SlabShape& shape, u
   }
 }
 
+// What a peer link makes of pages: whole blocks, or extents, within the window.
+void CheckPeer(const fq::wire::Pages& message, size_t blocks, const fq::SlabShape& shape) {
+  const uint64_t block = fq::DenseBlockBytes(shape), stride = block / shape.layers();
+  if (fq::CheckPeerPages(message, blocks, shape, kWindowBytes - (block - stride)).ok()) {
+    Require(static_cast<size_t>(message.places_size()) == blocks);
+    for (const fq::BlockPlace& place : fq::ToPages(message).places) {
+      Require(place.chunk_offsets[0] + block <= kWindowBytes);
+    }
+  }
+  if (fq::CheckExtentPlaces(message, blocks, kWindowBytes).ok()) {
+    Require(static_cast<size_t>(message.places_size()) == blocks);
+    for (const fq::wire::BlockPlace& place : message.places()) {
+      Require(place.chunk_offsets(0) < kWindowBytes);
+    }
+  }
+}
+
 void CheckStore(const uint8_t* data, int size, const fq::SlabShape& shape) {
   StoreRequest request;
   if (!request.ParseFromArray(data, size)) return;
@@ -73,6 +92,7 @@ void CheckStore(const uint8_t* data, int size, const fq::SlabShape& shape) {
       request.pages().segment_id() != 0 ? kSegmentBytes : request.payload().size();
   if (!fq::CheckStore(request, {}).ok()) return;
   const size_t keys = fq::ToKeys(request.keys()).size();
+  if (fq::CheckPeerStore(request, keys).ok()) CheckPeer(request.pages(), keys, shape);
   if (!fq::CheckPages(request.pages(), keys, shape, memory).ok()) return;
   RequireInside(request.pages(), shape, memory);
   Require(static_cast<size_t>(request.pages().places_size()) == keys);
@@ -84,6 +104,7 @@ void CheckLoad(const uint8_t* data, int size, const fq::SlabShape& shape) {
   if (!request.ParseFromArray(data, size)) return;
   if (!fq::CheckLoad(request, shape, kLeasedBlocks, {}).ok()) return;
   Require(uint64_t{request.first_block()} + request.block_count() <= kLeasedBlocks);
+  CheckPeer(request.pages(), request.block_count(), shape);
   if (!fq::CheckPages(request.pages(), request.block_count(), shape, kSegmentBytes).ok()) return;
   RequireInside(request.pages(), shape, kSegmentBytes);
 }
@@ -109,7 +130,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   static_cast<void>(silent);
   if (size < 2 || size > (1 << 20)) return 0;
   const fq::SlabShape shape = ShapeOf(data[1]);
-  const uint8_t which = data[0] % 7;
+  const uint8_t which = data[0] % 8;
   const uint8_t* body = data + 2;
   const int bytes = static_cast<int>(size - 2);
   if (which == 0) CheckStore(body, bytes, shape);
@@ -133,5 +154,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     });
   }
   if (which == 6) CheckPacket({reinterpret_cast<const char*>(body), size - 2});
+  if (which == 7) {
+    Parsed<OpenPeerLinkRequest>(body, bytes, [&](auto& r) {
+      if (fq::CheckOpenPeerLink(r, shape, {}).ok())
+        Require(r.window_bytes() >= fq::DenseBlockBytes(shape));
+    });
+  }
   return 0;
 }

@@ -44,6 +44,21 @@ TEST(WorkerPool, QueueFull_IsRefusedWithRetryAfterAndBothNumbers) {
   blocker.Release();
 }
 
+// A job that has been admitted once is taken, whatever waits.
+TEST(WorkerPool, Resume_IsTakenWhenTheQueueIsFull) {
+  std::atomic<int> ran{0};
+  {
+    WorkerPool pool(1, 1);
+    Blocker blocker(pool);
+    EXPECT_TRUE(pool.Submit([&] { ++ran; }).ok());
+    EXPECT_FALSE(pool.Submit([] {}).ok());
+    pool.Resume([&] { ++ran; });
+    EXPECT_EQ(pool.queued(), 2u);
+    blocker.Release();
+  }
+  EXPECT_EQ(ran, 2);
+}
+
 TEST(WorkerPool, Destroyed_RunsWhatWasQueued) {
   std::atomic<int> ran{0};
   {

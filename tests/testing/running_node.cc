@@ -33,7 +33,7 @@ Options TestOptions(const TempFolder& folder) {
 }
 
 RunningNode::RunningNode(const std::function<void(Options&)>& change,
-                         std::unique_ptr<Device> device) {
+                         std::unique_ptr<Device> device, std::unique_ptr<PeerTransport> peers) {
   options_ = TestOptions(folder_);
   change(options_);
   log_ = std::make_unique<Log>(std::make_shared<spdlog::sinks::null_sink_mt>(), LogLevel::kDebug,
@@ -44,6 +44,7 @@ RunningNode::RunningNode(const std::function<void(Options&)>& change,
   parts.codec_sets = {codec_set_};
   parts.log = log_.get();
   parts.device = std::move(device);
+  parts.peers = std::move(peers);
   auto server = Server::Start(options_, std::move(parts));
   EXPECT_TRUE(server.ok()) << server.status();
   server_ = *std::move(server);

@@ -47,7 +47,7 @@ class RunningNode {
   // Starts with TestOptions changed by `change`.
   explicit RunningNode(
       const std::function<void(Options&)>& change = [](Options&) {},
-      std::unique_ptr<Device> device = nullptr);
+      std::unique_ptr<Device> device = nullptr, std::unique_ptr<PeerTransport> peers = nullptr);
   ~RunningNode();
 
   Server& server() { return *server_; }

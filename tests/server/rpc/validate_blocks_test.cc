@@ -190,11 +190,6 @@ TEST(ValidateLoad, EachBadField_IsNamedWithItsValue) {
       {"min_profile", "4", [](R& r) { r.set_min_profile(wire::PROFILE_UNIVERSAL); }},
       {"block_count", "4", [](R& r) { r.set_block_count(4); }, Code::kResourceExhausted},
       {"pages.segment_id", "0", [](R& r) { *r.mutable_pages() = TestPlaces(2, 0); }},
-      {"encoded", "unset",
-       [](R& r) {
-         r.set_encoded(true);
-         r.mutable_pages()->set_segment_id(1);
-       }},
   };
   ExpectAllRefused<R>(table, good,
                       [](const R& r) { return CheckLoad(r, Shape(), kLeased, Limits()); });

@@ -1,0 +1,28 @@
+// Checks of what concerns peer links (kv_cache.proto, "Peer links"). As validate_blocks.h.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "kernels/slab.h"
+#include "server/peer_limits.h"
+#include "server/rpc/wire.h"
+
+namespace fq {
+
+// Everything but the session.
+absl::Status CheckOpenPeerLink(const wire::OpenPeerLinkRequest& request, const SlabShape& shape,
+                               const PeerLimits& limits);
+
+// Pages in the window of a peer link; `layer_bytes` as of CheckDevicePages.
+absl::Status CheckPeerPages(const wire::Pages& pages, size_t blocks, const SlabShape& shape,
+                            uint64_t layer_bytes);
+
+// Places of encoded blocks there; that extents end within the window is checked when they are
+// known.
+absl::Status CheckExtentPlaces(const wire::Pages& pages, size_t blocks, uint64_t window_bytes);
+
+// Sequence and sums of a Store of so many blocks out of a window.
+absl::Status CheckPeerStore(const wire::StoreRequest& request, size_t blocks);
+
+}  // namespace fq
