@@ -20,10 +20,10 @@ from flashquant.keys import KeyChain
 from flashquant.local_node import LocalNode
 from flashquant.wire import Profile
 
-CHAINS, LOADED = 10, 6  # the first ones have left the GPU when all are stored
+CHAINS, LOADED = 8, 4  # the first ones have left the GPU when all are stored
 PORTION_BLOCKS = 64  # of a save
 PAUSE_S = 0.1        # after each, for what has to move
-SETTLE_S = 1.0
+SETTLE_S = 0.5
 
 
 def copy_raw(worker: PagedWorker, ids: list[int], calls: int = 8) -> dict:
