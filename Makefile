@@ -16,9 +16,9 @@ NCCL_TEST = $(BUILD)/bin/nccl_device_test --library=.venv/lib/python3.11/site-pa
 export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
 
-.PHONY: help setup build node model demo test test-asan test-tsan test-gpu test-gpu2 bench-gpu lint bench text quality quality-amount quality-gate quality-vllm fuzz format lock
+.PHONY: help setup build node model demo test test-asan test-tsan test-gpu test-gpu2 bench-gpu bench-gpu2 lint bench text quality quality-amount quality-gate quality-vllm fuzz format lock
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 setup:  ## install Debian packages and .venv
 	@scripts/setup.sh
@@ -69,6 +69,7 @@ test-gpu: setup  ## on a machine with a GPU: conformance, workers killed, a node
 	for tool in memcheck racecheck synccheck initcheck; do for tables in 3 1; do \
 	  compute-sanitizer --tool $$tool --error-exitcode 1 $(ATTEND_TEST) --replicated-tables=$$tables \
 	  --gtest_brief=1 --gtest_filter='$(SMALL_ATTENTION)' || exit 1; done; done
+	$(PYTHON) tests/gpu/check_nccl.py
 	$(PYTHON) tests/gpu/check_device_memory.py
 	PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True $(PYTHON) tests/gpu/check_device_memory.py
 	for check in order full_gpu pinned; do $(PYTHON) tests/gpu/check_$$check.py --build $(BUILD) || exit 1; done
@@ -87,6 +88,10 @@ bench-gpu: setup  ## on a machine with a GPU: encode, decode, slabs, attention b
 	tests/bench/device_bench.py
 	tests/bench/attend_bench.py
 	$(PYTHON) tests/gpu/bench_node.py --build $(BUILD)
+
+bench-gpu2: node  ## on a machine with two GPUs: pages between them by NCCL, right, fast, and while processes die; kept in tests/bench/results
+	@scripts/setup.sh
+	$(PYTHON) tests/gpu/bench_nccl.py --build $(BUILD)
 
 lint: build  ## clang-tidy over every C++ file (make test does a few)
 	$(PYTHON) tests/lint.py --all --build $(BUILD)

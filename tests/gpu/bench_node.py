@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -99,28 +100,41 @@ def machine(gpu: bool, commit: str | None) -> dict:
         return {"device": "cpu", "commit": commit}
     import attend_bench
 
-    return {**attend_bench.describe_machine(commit), "command": "tests/gpu/bench_node.py",
+    return {**attend_bench.describe_machine(commit),
+            "command": f"tests/gpu/{Path(sys.argv[0]).name}",
             "sm_clock": f"{attend_bench.sm_clock()} MHz"}
 
 
 def main() -> int:
     """Runs the scenarios."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--build", type=Path, default=ROOT / "build/release")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--output", type=Path, default=ROOT / "tests/bench/results/node_gpu.json")
-    parser.add_argument("--scenario", nargs="+", choices=SCENARIOS, default=SCENARIOS)
-    parser.add_argument("--quick", action="store_true", help="less of all, to see that it works")
+    parser = options(__doc__, "cuda", "node_gpu.json", SCENARIOS)
     parser.add_argument("--seconds", type=float, default=90, help="of the mixed load")
+    return run_scenarios(Bench, parser.parse_args())
+
+
+def options(text: str, device: str, output: str,
+            scenarios: tuple[str, ...]) -> argparse.ArgumentParser:
+    """Of every benchmark of scenarios; `output` lies among the results."""
+    parser = argparse.ArgumentParser(description=text.splitlines()[0])
+    parser.add_argument("--build", type=Path, default=ROOT / "build/release")
+    parser.add_argument("--device", default=device)
+    parser.add_argument("--output", type=Path, default=ROOT / "tests/bench/results" / output)
+    parser.add_argument("--scenario", nargs="+", choices=scenarios, default=scenarios)
+    parser.add_argument("--quick", action="store_true", help="less of all, to see that it works")
     parser.add_argument("--commit", help="default: that of the working tree")
-    arguments = parser.parse_args()
+    return parser
+
+
+def run_scenarios(make: Callable[[argparse.Namespace, Path], object],
+                  arguments: argparse.Namespace) -> int:
+    """The exit code. `make`: an object with `gpu` and a method for each scenario."""
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(arguments, Path(folder))
+        bench = make(arguments, Path(folder))
         good = [run_scenario(bench, name, arguments) for name in arguments.scenario]
     return int(not all(good))
 
 
-def run_scenario(bench: Bench, name: str, arguments: argparse.Namespace) -> bool:
+def run_scenario(bench: object, name: str, arguments: argparse.Namespace) -> bool:
     """Runs one and keeps its figures; whether it got them."""
     begin_s, good = time.monotonic(), True
     try:

@@ -59,6 +59,15 @@ class Workers:
             time.sleep(0.01)
         return time.monotonic() - begin_s
 
+    def wait_more(self, timeout_s: float) -> None:
+        """Until all have loaded and checked more pages than by now."""
+        before = self.totals()["checked_pages"]
+        deadline_s = time.monotonic() + timeout_s
+        while self.totals()["checked_pages"] == before:
+            if time.monotonic() > deadline_s:
+                raise RuntimeError("workers stand still: " + self.errors())
+            time.sleep(0.1)
+
     def join(self, timeout_s: float) -> None:
         """Until all have ended by themselves."""
         for process in self._running:

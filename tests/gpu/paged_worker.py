@@ -19,11 +19,13 @@ from flashquant.codec_set import CodecSet
 from flashquant.device_segment import DeviceMemory
 from flashquant.keys import BLOCK_TOKENS, KeyChain, root_key
 from flashquant.link import SessionSpec
+from flashquant.peer_link import PeerOptions
 from flashquant.vllm.geometry import rows_packing
 from flashquant.vllm.gpu_cache import gpu_cache
 from flashquant.vllm.jobs import LoadJob, SaveJob, StepJobs
 from flashquant.vllm.rows_view import RowsView
 from flashquant.vllm.staging import smallest_segment
+from flashquant.vllm.transport import Transport
 from flashquant.vllm.worker_core import WorkerCore
 from flashquant.wire import Profile
 
@@ -48,10 +50,14 @@ class PagedWorker:
 
     def __init__(self, endpoint: str, shape: Shape, codec_set: CodecSet | None, device: str,
                  blocks: int, chunk_tokens: int = 16, shared: bool = True,
-                 waits: Waits = Waits.CONNECTOR, staging_bytes: int = STAGING_BYTES) -> None:
-        """`blocks`: of 64 tokens. RuntimeError: no session within READY_S."""
+                 waits: Waits = Waits.CONNECTOR, staging_bytes: int = STAGING_BYTES,
+                 peers: PeerOptions | None = None) -> None:
+        """`blocks`: of 64 tokens; `peers`: links to a node on another GPU. RuntimeError: no
+        session within READY_S."""
         self.shape, self.device, self.chunk_tokens = shape, torch.device(device), chunk_tokens
         self.chunks_per_block = BLOCK_TOKENS // chunk_tokens
+        if self.device.index is not None:
+            torch.cuda.set_device(self.device)  # as vLLM does
         size = (blocks * self.chunks_per_block, chunk_tokens, shape.heads, 2 * shape.head_size)
         self.tensors = [torch.full(size, POISON, dtype=torch.int16, device=device)
                         .view(torch.float16).permute(0, 2, 1, 3) for _ in range(shape.layers)]
@@ -66,7 +72,7 @@ class PagedWorker:
             bytes_beside_device=smallest_segment(self.view))
         self.client = Client(endpoint, spec, DEADLINES)
         self.core = WorkerCore(self.client, self.view, rows_packing(shape.head_size), chunk_tokens,
-                               self.device if self._connector_waits(waits) else None)
+                               self.device if self._connector_waits(waits) else None, peers)
         self.counters: dict[str, float] = {}
         self.bad_blocks: set[int] = set()
         if not self.client.wait_ready(READY_S):
@@ -92,6 +98,16 @@ class PagedWorker:
     def _record(self) -> None:
         if self._event is not None:
             self._event.record()
+
+    def wait_transport(self, name: str, timeout_s: float = READY_S) -> Transport:
+        """Until pages go that way. RuntimeError: they do not within the timeout."""
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
+            way = self.core.access.transport()
+            if way is not None and way.name == name:
+                return way
+            time.sleep(0.005)
+        raise RuntimeError(f"transport {way and way.name} after {timeout_s:g} s, not {name}")
 
     def close(self) -> None:
         """Ends the session."""

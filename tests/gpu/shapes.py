@@ -53,7 +53,8 @@ class Shape:
 
 
 SHAPES = {shape.name: shape for shape in (
-    Shape("70b", 80, 8, 128), Shape("8b", 32, 8, 128), Shape("tiny", 3, 2, 128))}
+    Shape("70b", 80, 8, 128), Shape("8b", 32, 8, 128), Shape("tiny", 3, 2, 128),
+    Shape("1m", 32, 1, 128))}  # the last: blocks of 1 MiB
 
 
 def made_up_codec_set(shape: Shape, seed: int = 7) -> CodecSet:

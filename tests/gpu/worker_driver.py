@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from pages import serial_of
 from paged_worker import PagedWorker
+from peers import peers_for
 from shapes import SHAPES
 
 from flashquant.codec_set import read_codec_set
@@ -55,7 +56,10 @@ class Driver:
         self._limit = arguments.blocks // BATCH
         codec_set = read_codec_set(arguments.codec_set)
         self._worker = PagedWorker(arguments.endpoint, SHAPES[arguments.shape], codec_set,
-                                   arguments.device, arguments.blocks)
+                                   arguments.device, arguments.blocks,
+                                   peers=peers_for(arguments.device, arguments.window_bytes))
+        if arguments.window_bytes:
+            self._worker.wait_transport("nccl")
         self._running: dict[str, Request] = {}
         self._saving: dict[str, Request] = {}
         self._started = 0
@@ -129,6 +133,7 @@ def main() -> int:
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--blocks", type=int, default=96, help="of 64 tokens, in the KV cache")
+    parser.add_argument("--window-bytes", type=int, default=0, help="of a link by NCCL; 0: none")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()

@@ -12,22 +12,20 @@ import numpy as np
 import pytest
 import torch
 
+from cache_worker import CacheWorker, stored, wait_until
 from fake_device_node import UUID, FakeDeviceNode, MemfdGpu
 from flashquant import device_memory
-from flashquant.client import Client, Deadlines
+from flashquant.client import Deadlines
 from flashquant.device_memory import DeviceMemoryError
 from flashquant.device_segment import DeviceMemory
-from flashquant.keys import KeyChain, Namespace, root_key
+from flashquant.keys import Namespace
 from flashquant.link import SessionSpec
 from flashquant.v1 import kv_cache_pb2 as pb
-from flashquant.vllm.geometry import rows_packing
 from flashquant.vllm.gpu_cache import gpu_cache
-from flashquant.vllm.jobs import LoadJob, SaveJob, StepJobs
+from flashquant.vllm.jobs import StepJobs
 from flashquant.vllm.rows_view import RowsView
 from flashquant.vllm.staging import smallest_segment
 from flashquant.vllm.transport import Direct
-from flashquant.vllm.worker_core import WorkerCore
-from flashquant.wire import Profile
 
 LAYERS, HEADS, SIZE, BLOCKS = 2, 3, 64, 40
 DEADLINES = Deadlines(lookup_s=1.0, load_s=3.0, store_s=5.0)
@@ -88,56 +86,16 @@ def halves(gpu, shape):
 NAMESPACE = Namespace("device-test", LAYERS, HEADS, SIZE, pb.DTYPE_BF16)
 
 
-class Worker:
+class Worker(CacheWorker):
     """A worker core over a KV cache on the pretended GPU."""
 
     def __init__(self, node, gpu, layout=nhd, tokens=16, deadlines=DEADLINES):
-        self.tokens = tokens
         self.tensors = layout(gpu, tokens)
-        self.view = RowsView(self.tensors, BLOCKS, HEADS, SIZE)
-        least = smallest_segment(self.view)
+        view = RowsView(self.tensors, BLOCKS, HEADS, SIZE)
         spec = SessionSpec("device-test", NAMESPACE, (0, LAYERS), (0, HEADS), segment_bytes=8 << 20,
-                           device=DeviceMemory(self.view.memory()), bytes_beside_device=least)
-        self.client = Client(node.endpoint, spec, deadlines)
-        self.core = WorkerCore(self.client, self.view, rows_packing(SIZE), tokens)
-        assert self.client.wait_ready(5)
-        self.counts = {}
-
-    def chain(self, blocks, salt):
-        link = self.client.link
-        chain = KeyChain(root_key(NAMESPACE.fingerprint(), link.info.tenant, salt))
-        chain.extend(range(blocks * 64))
-        return chain
-
-    def save(self, chain, begin, end, ids, request_id="save"):
-        self.core.stage_saves(StepJobs(saves=[SaveJob(
-            request_id, begin, chain.keys(begin, end), chain.keys(max(0, begin - 2), begin), ids,
-            Profile.EXACT)]))
-
-    def load(self, chain, begin_token, end_token, ids):
-        """Starts a load and waits for its report; returns the bad blocks."""
-        self.core.submit_loads(StepJobs(loads=[LoadJob(
-            "load", chain.keys(0, end_token // 64), begin_token, end_token, ids, Profile.COMPACT)]))
-        wait_until(self.core.take_results)
-        return self.core.take_bad_blocks()
-
-    def rows(self, ids):
-        """K and V, [layers][2][heads][tokens][size]."""
-        return torch.stack([torch.stack([part[ids].transpose(0, 1).flatten(1, 2)
-                                         for part in (rows.k, rows.v)]) for rows in self.view.rows])
-
-    def count(self, name):
-        for key, amount in self.core.take_counters().items():
-            self.counts[key] = self.counts.get(key, 0) + amount
-        return self.counts.get(name, 0)
-
-
-def wait_until(condition, timeout_s=10.0):
-    deadline_s = time.monotonic() + timeout_s
-    while not (result := condition()):
-        assert time.monotonic() < deadline_s
-        time.sleep(0.005)
-    return result
+                           device=DeviceMemory(view.memory()),
+                           bytes_beside_device=smallest_segment(view))
+        super().__init__(node.endpoint, view, spec, deadlines)
 
 
 @pytest.fixture(name="gpu")
@@ -166,11 +124,6 @@ def make_fixture(node, gpu):
     yield make
     for worker in workers:
         worker.core.shutdown()
-
-
-def stored(node, chain, blocks):
-    keys = [chain.keys(i, i + 1) for i in range(blocks)]
-    wait_until(lambda: node.stored.issuperset(keys))
 
 
 @pytest.mark.parametrize("tokens", [16, 64, 128])

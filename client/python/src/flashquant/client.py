@@ -171,8 +171,11 @@ class Client:
                    timeout_s: float) -> grpc.Future | SocketCall | None:
         """Starts a call; pass the result of a Load or Store to answer()."""
         on_socket = start_on_socket(link, method, request, timeout_s)
-        if on_socket is not None:
-            return on_socket
+        return on_socket or self.call_with_callback(link, method, request, timeout_s)
+
+    def call_with_callback(self, link: Link, method: str, request: object,
+                           timeout_s: float) -> grpc.Future | None:
+        """As call_later, over gRPC: add_done_callback() tells of the end on a thread of gRPC's."""
         try:
             return getattr(link.stub, method).future(request, timeout=timeout_s)
         except ValueError:  # the channel was closed meanwhile

@@ -4,6 +4,7 @@ A link is opened once and breaks once; it is never repaired. Calls on it are thr
 """
 
 import concurrent.futures
+import contextlib
 import logging
 import queue
 import threading
@@ -23,6 +24,7 @@ from flashquant.wire import descriptor_of
 log = logging.getLogger("flashquant")
 
 MAX_MESSAGE_BYTES = 256 << 20
+CLOSE_S = 2.0
 CHANNEL_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -129,6 +131,25 @@ class Link:
         except SegmentError as error:
             raise LinkError(str(error)) from error
         self.segment = segment
+
+    def open_peer_link(self, device_uuid: bytes, window_bytes: int, timeout_ms: int,
+                       answer_s: float) -> pb.OpenPeerLinkResponse:
+        """Asks for a window on the node's GPU. LinkError says why there is none."""
+        request = pb.OpenPeerLinkRequest(session_id=self.session_id, device_uuid=device_uuid,
+                                         window_bytes=window_bytes, timeout_ms=timeout_ms)
+        try:
+            return self.stub.OpenPeerLink(request, timeout=answer_s)
+        except ValueError:  # the channel was closed meanwhile
+            raise LinkError("the session is over") from None
+        except grpc.RpcError as error:
+            raise LinkError(f"{error.code().name}: {error.details()}") from None
+
+    def close_peer_link(self, segment_id: int) -> None:
+        """The node gives the link's memory back; does not wait."""
+        request = pb.ClosePeerLinkRequest(session_id=self.session_id, segment_id=segment_id)
+        with contextlib.suppress(ValueError):  # the channel is closed, and with it the session
+            future = self.stub.ClosePeerLink.future(request, timeout=CLOSE_S)
+            future.add_done_callback(lambda _: None)  # gRPC cancels a call that nobody holds
 
     @property
     def session_id(self) -> bytes:

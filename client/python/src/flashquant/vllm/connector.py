@@ -181,7 +181,7 @@ class FlashQuantConnector(KVConnectorBase_V1):
         self._worker = WorkerCore(self._client, view, self._packing, engine.block_tokens)
 
     def _serve_gpu(self, tensors: list[Any]) -> None:
-        from flashquant.vllm.gpu_cache import gpu_cache
+        from flashquant.vllm.gpu_cache import gpu_cache, peer_options
         from flashquant.vllm.staging import smallest_segment
         from flashquant.vllm.worker_core import WorkerCore
 
@@ -191,8 +191,11 @@ class FlashQuantConnector(KVConnectorBase_V1):
         self._client = self._make_client(
             engine.rank, engine.checked_staging(cache.view), device=cache.shared,
             bytes_beside_device=smallest_segment(cache.view))
+        peers = None
+        if engine.options.nccl and engine.blocks_stay:  # a save reads them later
+            peers = peer_options(tensors[0], engine.options.nccl_window_bytes)
         self._worker = WorkerCore(self._client, cache.view, self._packing, engine.block_tokens,
-                                  tensors[0].device)
+                                  tensors[0].device, peers)
 
     @guarded(lambda: None)
     def handle_preemptions(self, kv_connector_metadata: KVConnectorMetadata) -> None:

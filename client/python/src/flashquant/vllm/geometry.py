@@ -52,6 +52,11 @@ class ChunkShape:
     element_bytes: int
 
     @property
+    def row_bytes(self) -> int:
+        """K or V of one token and head."""
+        return self.head_size * self.element_bytes
+
+    @property
     def head_elements(self) -> int:
         """K and V of one head."""
         return 2 * self.tokens * self.head_size

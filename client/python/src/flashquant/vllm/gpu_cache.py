@@ -5,8 +5,11 @@ from dataclasses import dataclass
 
 import torch
 
-from flashquant.device_memory import DeviceMemoryError
+from flashquant import nccl
+from flashquant.device_memory import DeviceMemoryError, device_uuid
 from flashquant.device_segment import DeviceMemory
+from flashquant.peer_comm import PeerError
+from flashquant.peer_link import PeerOptions
 from flashquant.vllm.rows_view import RowsView
 
 log = logging.getLogger("flashquant")
@@ -18,6 +21,16 @@ class GpuCache:
 
     view: RowsView
     shared: DeviceMemory | None
+
+
+def peer_options(tensor: torch.Tensor, window_bytes: int) -> PeerOptions | None:
+    """How links from the GPU of `tensor` are opened; None (logged): there is no NCCL."""
+    try:
+        nccl.library()
+        return PeerOptions(device_uuid(tensor.data_ptr()), nccl.connect, window_bytes)
+    except (PeerError, DeviceMemoryError) as error:
+        log.warning("FlashQuant: no pages by NCCL: %s", error)
+        return None
 
 
 def gpu_cache(tensors: list[torch.Tensor], blocks: int, heads: int, head_size: int,

@@ -13,13 +13,13 @@ from flashquant.vllm.geometry import Packing
 from flashquant.vllm.staging import View, unit_bytes
 from flashquant.vllm.cache_view import WORD
 from flashquant.vllm.placement import Placement
-from flashquant.vllm.transport import STAGED_STORE_BLOCKS, Hold
+from flashquant.vllm.transport import STAGED_STORE_BLOCKS, Hold, Plain
 from flashquant.wire import pages_at
 
 ELEMENTS = {2: torch.int16, 4: torch.int32}  # bits are copied, not numbers
 
 
-class Inline:
+class Inline(Plain):
     """See Transport. Copies through private memory of this process."""
 
     name = "inline"
@@ -94,9 +94,10 @@ class Inline:
         layout = self._view.shape.page_layout(self._packing, place.chunks * chunk_bytes)
         return pages_at(layout, place.indices() * chunk_bytes, place.first_tokens(), segment_id=0)
 
-    def payload(self, hold: Hold) -> bytes:
-        """The staged chunks."""
-        return hold.region.numpy().tobytes()
+    def prepare(self, hold: Hold, request: pb.StoreRequest) -> Hold:
+        """And the staged chunks are in it."""
+        request.payload = hold.region.numpy().tobytes()
+        return super().prepare(hold, request)
 
     def settle(self, give_up: threading.Event) -> None:
         """Nothing to wait for: the node knows no memory of this process."""

@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import torch
 
-from flashquant.client import Match
+from flashquant.client import Match, code_of, describe
 from flashquant.keys import BLOCK_TOKENS
 from flashquant.link import Link
 from flashquant.v1 import kv_cache_pb2 as pb
@@ -23,9 +23,8 @@ from flashquant.vllm.placement import Placement
 from flashquant.vllm.transport import Hold, Transport
 from flashquant.wire import Profile
 
-PIECES_IN_FLIGHT = 2  # the node fills one while we copy the other out
-TAIL_BLOCKS = 2       # DESIGN.md, tail rule
-ABSENT = -1           # id of a chunk of the first block that is not ours to write
+TAIL_BLOCKS = 2  # DESIGN.md, tail rule
+ABSENT = -1      # id of a chunk of the first block that is not ours to write
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class Loader:
         running: collections.deque[Piece] = collections.deque()
         reached, going = begin, True
         while running or (todo and going):
-            while todo and going and len(running) < PIECES_IN_FLIGHT:
+            while todo and going and len(running) < transport.loads_in_flight:
                 piece = self._start(transport, match, todo[0], patient=not running,
                                     alone=not running and len(todo) == 1)
                 if piece is None:
@@ -134,7 +133,13 @@ class Loader:
             first_block=placement.first_block, block_count=placement.blocks,
             min_profile=self._job.floor, pages=way.pages(hold))
         timeout_s = max(self._deadline_s - time.monotonic(), 0.001)
-        later = None if alone else self._client.call_later(match.link, "Load", request, timeout_s)
+        later = None
+        if way.eager:
+            later = self._client.call_with_callback(match.link, "Load", request, timeout_s)
+            if later is not None:
+                later.add_done_callback(lambda future: tell(way, hold, future))
+        elif not alone:
+            later = self._client.call_later(match.link, "Load", request, timeout_s)
         return Piece(way, hold, request, later)
 
     def _finish(self, piece: Piece, wanted: bool) -> int:
@@ -146,8 +151,11 @@ class Loader:
         else:
             reply = self._client.answer(transport.link, piece.future, left_s)
         arrived = 0
-        if reply is not None and wanted and not self._cancelled.is_set():
-            arrived = count_ok(reply.statuses, piece.placement.blocks)
+        if reply is not None:
+            arrived = transport.arrived(piece.hold, reply,
+                                        max(self._deadline_s - time.monotonic(), 0.001))
+            if not wanted or self._cancelled.is_set():
+                arrived = 0
             self._deliver(piece, reply, arrived)
         if reply is not None or self._access.lives(transport):
             transport.end_load(piece.hold)
@@ -167,12 +175,15 @@ class Loader:
         self._access.counters.add("loaded_tokens", end - first)
 
 
-def count_ok(statuses: list[int], blocks: int) -> int:
-    """Blocks before the first that did not arrive."""
-    for i, status in enumerate(statuses[:blocks]):
-        if status != pb.BLOCK_STATUS_OK:
-            return i
-    return min(len(statuses), blocks)
+def tell(transport: Transport, hold: Hold, future: grpc.Future) -> None:
+    """What a call that has ended says to the transport."""
+    if future.cancelled():
+        return
+    error = future.exception()
+    if error is None:
+        transport.replied(hold, future.result())
+    elif code_of(error) is grpc.StatusCode.FAILED_PRECONDITION:
+        transport.failed(describe(error))
 
 
 def before_compact_tail(profiles: tuple[int, ...], reached: int) -> int:

@@ -32,6 +32,8 @@ class Options:
     load_timeout_ms: float = 5000.0
     store_timeout_ms: float = 10000.0
     staging_bytes: int = 256 << 20
+    nccl: bool = True              # whether pages may go to a node's GPU by NCCL
+    nccl_window_bytes: int = 1 << 30  # of GPU memory for that, here and at the node
     save: bool = True
     max_match_tokens: int = 0      # longest prefix to load; 0: no limit
 
@@ -60,7 +62,8 @@ def parse_options(config: Mapping[str, Any]) -> Options:
         check_type(name, value, fields[name].type)
     options = Options(**config)
     policy_of(options, None)
-    for name in ("lookup_timeout_ms", "load_timeout_ms", "store_timeout_ms", "staging_bytes"):
+    for name in ("lookup_timeout_ms", "load_timeout_ms", "store_timeout_ms", "staging_bytes",
+                 "nccl_window_bytes"):
         if not getattr(options, name) > 0:
             raise ValueError(f"FlashQuant: {name} must be > 0, got {getattr(options, name)}")
     if options.namespace and not NAMESPACE_NAME.fullmatch(options.namespace):

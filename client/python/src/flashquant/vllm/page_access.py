@@ -7,8 +7,12 @@ import torch
 
 from flashquant.client import Client
 from flashquant.link import Link
+from flashquant.peer_link import PeerOptions
+from flashquant.vllm.counters import Counters
 from flashquant.vllm.geometry import Packing
 from flashquant.vllm.inline import Inline
+from flashquant.vllm.peer_keeper import PeerKeeper
+from flashquant.vllm.peer_rows import PeerRows
 from flashquant.vllm.placement import Placement
 from flashquant.vllm.staging import View
 from flashquant.vllm.transport import Direct, Staged, Transport
@@ -16,35 +20,18 @@ from flashquant.vllm.transport import Direct, Staged, Transport
 log = logging.getLogger("flashquant")
 
 
-class Counters:
-    """Counts by name. Thread-safe."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()  # guards the next
-        self._counts: dict[str, float] = {}
-
-    def add(self, name: str, amount: float = 1) -> None:
-        """Adds to one of them."""
-        with self._lock:
-            self._counts[name] = self._counts.get(name, 0) + amount
-
-    def take(self) -> dict[str, float]:
-        """Counts since the last call."""
-        with self._lock:
-            counts, self._counts = self._counts, {}
-            return counts
-
-
 class PageAccess:
     """See the head of the file. Thread-safe."""
 
     def __init__(self, client: Client, view: View, packing: Packing, block_tokens: int,
-                 device: torch.device | None = None) -> None:
-        """`device`: the GPU of the cache, on whose stream the engine works."""
+                 device: torch.device | None = None, peers: PeerOptions | None = None) -> None:
+        """`device`: the GPU of the cache, on whose stream the engine works; `peers`: how links
+        to nodes on other GPUs are opened, None: not at all."""
         self.client, self.view, self.block_tokens, self.device = client, view, block_tokens, device
         self.counters = Counters()
         self.closing = threading.Event()
         self._packing = packing
+        self._keeper = self._keep_peers(peers)
         self._lock = threading.Lock()  # guards the three below
         self._transport: Transport | None = None
         self._link: Link | None = None  # that _transport was made for
@@ -58,7 +45,12 @@ class PageAccess:
         with self._lock:
             if self._link is not link:
                 self._link, self._transport = link, self._choose(link)
-            return self._transport
+            return (self._keeper and self._keeper.way(link)) or self._transport
+
+    def join(self, timeout_s: float) -> None:
+        """Waits for what `closing` ends."""
+        if self._keeper is not None:
+            self._keeper.join(timeout_s)
 
     def lives(self, transport: Transport) -> bool:
         """Whether its link still works."""
@@ -74,6 +66,17 @@ class PageAccess:
         self.counters.add(f"transport_{transport.name.replace('-', '_')}")
         self._tell(f"transport {transport.name}", logging.INFO)
         return transport
+
+    def _keep_peers(self, peers: PeerOptions | None) -> PeerKeeper | None:
+        """Whatever keeps a better way than _transport where a node offers it."""
+        if peers is None:
+            return None
+        try:
+            rows = PeerRows(self.view)
+        except ValueError as error:
+            log.warning("FlashQuant: no peer links: %s", error)
+            return None
+        return PeerKeeper(self.client, rows, peers, self.device, self.counters, self.closing)
 
     def _make(self, link: Link) -> Transport:
         if link.segment is None:

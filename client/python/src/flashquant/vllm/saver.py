@@ -5,11 +5,14 @@ overwritten before its saves have ended: `take_ended` and `wait` are for that.
 """
 
 import collections
+import enum
 import logging
 import queue
 import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import grpc
 
 from flashquant.keys import KEY_BYTES
 from flashquant.v1 import kv_cache_pb2 as pb
@@ -20,6 +23,8 @@ from flashquant.vllm.transport import Hold, Transport
 
 log = logging.getLogger("flashquant")
 
+NO_REPLY = "a Store ended without a reply"
+
 
 @dataclass(frozen=True)
 class Staged:
@@ -28,6 +33,25 @@ class Staged:
     transport: Transport
     hold: Hold
     job: SaveJob
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A Store under way. `future` None: it is called when it is waited for."""
+
+    staged: Staged
+    request: pb.StoreRequest
+    limit_s: float
+    future: grpc.Future | None
+
+
+class Nothing(enum.Enum):
+    """No piece waits."""
+
+    NOTHING = enum.auto()
+
+
+NOTHING = Nothing.NOTHING
 
 
 class Saver:
@@ -101,30 +125,70 @@ class Saver:
         self._counters.add("dropped_save_blocks", blocks)
 
     def _send_all(self) -> None:
-        while (staged := self._queue.get()) is not None:
-            try:
-                self._send(staged)
-            except Exception:
-                log.exception("FlashQuant: a save failed")
-            finally:
-                self._ended(staged.job.request_id)
+        running: collections.deque[Sent] = collections.deque()
+        going = True
+        while going or running:
+            staged = self._take(wait=not running) if going else NOTHING
+            going = going and staged is not None
+            if isinstance(staged, Staged):
+                running.extend(self._begin(staged))
+                if len(running) < staged.transport.saves_in_flight:
+                    continue
+            if running:
+                self._finish(running.popleft())
 
-    def _ended(self, request_id: str) -> None:
-        with self._state:
-            self._running[request_id] -= 1
-            if not self._running[request_id]:  # a counter keeps zeros
-                del self._running[request_id]
-            self._state.notify_all()
+    def _take(self, wait: bool) -> Staged | Nothing | None:
+        """The next piece; None at the end; NOTHING: there is none now."""
+        try:
+            return self._queue.get(block=wait)
+        except queue.Empty:
+            return NOTHING
 
-    def _send(self, staged: Staged) -> None:
-        transport, hold = staged.transport, staged.hold
+    def _begin(self, staged: Staged) -> list[Sent]:
+        """Makes the Store, and sends it where several go at a time; [] when it is dropped."""
+        try:
+            sent = self._sent(staged)
+        except Exception:
+            log.exception("FlashQuant: a save failed")
+            sent = []
+        if not sent:
+            self._ended(staged.job.request_id)
+        return sent
+
+    def _sent(self, staged: Staged) -> list[Sent]:
+        transport, hold, client = staged.transport, staged.hold, self._access.client
         if hold.ready is not None:
             hold.ready.synchronize()
-        if not self._access.lives(transport):
-            self._counters.add("dropped_save_blocks", hold.placement.blocks)
-            return
-        statuses = self._access.client.store(transport.link, self._request(staged),
-                                             transport.store_limit_s)
+        request, lives = self._request(staged), self._access.lives(transport)
+        hold = transport.prepare(hold, request) if lives else None
+        if hold is None:
+            self._counters.add("dropped_save_blocks", staged.hold.placement.blocks)
+            return []
+        limit_s, later = min(client.deadlines.store_s, transport.store_limit_s), None
+        if transport.eager:
+            later = client.call_with_callback(transport.link, "Store", request, limit_s)
+            if later is not None:
+                later.add_done_callback(lambda future: tell(transport, future))
+                transport.dispatch(hold, request)
+        return [Sent(replace(staged, hold=hold), request, limit_s, later)]
+
+    def _finish(self, sent: Sent) -> None:
+        try:
+            self._wait(sent)
+        except Exception:
+            log.exception("FlashQuant: a save failed")
+        finally:
+            self._ended(sent.staged.job.request_id)
+
+    def _wait(self, sent: Sent) -> None:
+        transport, hold, client = sent.staged.transport, sent.staged.hold, self._access.client
+        if not transport.eager:
+            statuses = client.store(transport.link, sent.request, sent.limit_s)
+        else:
+            reply = client.answer(transport.link, sent.future, sent.limit_s)
+            statuses = None if reply is None else list(reply.statuses)
+        if statuses is None:
+            transport.failed(NO_REPLY)
         if statuses is not None or self._access.lives(transport):
             transport.end_save(hold)
         else:
@@ -132,6 +196,13 @@ class Saver:
         for status in statuses or ():
             name = pb.BlockStatus.Name(status).removeprefix("BLOCK_STATUS_").lower()
             self._counters.add(f"saved_{name}_blocks")
+
+    def _ended(self, request_id: str) -> None:
+        with self._state:
+            self._running[request_id] -= 1
+            if not self._running[request_id]:  # a counter keeps zeros
+                del self._running[request_id]
+            self._state.notify_all()
 
     def _request(self, staged: Staged) -> pb.StoreRequest:
         job, place, transport = staged.job, staged.hold.placement, staged.transport
@@ -141,5 +212,10 @@ class Saver:
             session_id=transport.link.session_id, profile=job.profile,
             first_block_index=place.first_block,
             keys=all_keys[begin:begin + place.blocks * KEY_BYTES],
-            preceding_keys=all_keys[max(0, begin - 2 * KEY_BYTES):begin],
-            pages=transport.pages(staged.hold), payload=transport.payload(staged.hold))
+            preceding_keys=all_keys[max(0, begin - 2 * KEY_BYTES):begin])
+
+
+def tell(transport: Transport, future: grpc.Future) -> None:
+    """A Store has ended: at once, for this object's thread may be held up."""
+    if future.cancelled() or future.exception() is not None:
+        transport.failed(NO_REPLY)

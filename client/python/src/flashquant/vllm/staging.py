@@ -66,6 +66,34 @@ class SaveRing:
         return self._begin if self._begin + size <= tail else None
 
 
+class Buffers:
+    """Regions of one size, for whoever waits for one."""
+
+    def __init__(self, begin: int, count: int, size: int) -> None:
+        """Side by side from offset `begin` on."""
+        self._free: queue.SimpleQueue[Region | None] = queue.SimpleQueue()
+        for i in range(count):
+            self._free.put(Region(begin + i * size, size))
+
+    def take(self, timeout_s: float) -> Region | None:
+        """One that nobody has; None after the timeout, or when there will be none."""
+        try:
+            region = self._free.get(timeout=max(timeout_s, 0.0))
+        except queue.Empty:
+            return None
+        if region is None:
+            self.close()  # for whoever else waits
+        return region
+
+    def give_back(self, region: Region) -> None:
+        """Ends take()."""
+        self._free.put(region)
+
+    def close(self) -> None:
+        """From now on take() ends with None, sooner or later."""
+        self._free.put(None)
+
+
 def smallest_segment(view: View) -> int:
     """Bytes that a segment must have: one block each way."""
     return 2 * unit_bytes(view)
@@ -89,23 +117,10 @@ class Staging:
         self.load_blocks = units * blocks_of_unit         # of one load buffer
         self.save_blocks = half // unit * blocks_of_unit  # that the ring can hold at most
         self.ring = SaveRing(half, 2 * half)
-        self._free: queue.SimpleQueue[Region] = queue.SimpleQueue()
-        for i in range(half // (units * unit)):
-            self._free.put(Region(i * units * unit, units * unit))
+        self.load_buffers = Buffers(0, half // (units * unit), units * unit)
 
     def chunks(self, region: Region, count: int) -> torch.Tensor:
         """The region as [layers][count][words of a chunk]."""
         begin, words = region.offset // WORD_BYTES, self._view.words
         size = self._view.layers * count * words
         return self.words[begin:begin + size].view(self._view.layers, count, words)
-
-    def take_load_buffer(self, timeout_s: float) -> Region | None:
-        """A buffer for `load_blocks` blocks; None after the timeout."""
-        try:
-            return self._free.get(timeout=max(timeout_s, 0.0))
-        except queue.Empty:
-            return None
-
-    def give_back_load_buffer(self, buffer: Region) -> None:
-        """Only after the node's reply."""
-        self._free.put(buffer)

@@ -1,13 +1,15 @@
 """The ways between an engine's KV cache and a node: staged in host memory, or direct on a GPU.
 
-One object per link, used by all threads. A *row* of chunks is that of a Placement: `chunk_ids` are
-the engine's chunks of that row, in order.
+Others: inline.py (within messages), peer_way.py (from GPU to GPU). One object per link, used by all
+threads. A *row* of chunks is that of a Placement: `chunk_ids` are the engine's chunks of that row,
+in order.
 """
 
 import logging
 import math
 import threading
 import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -48,10 +50,19 @@ class Transport(Protocol):
     save_blocks: int
     store_limit_s: float  # a Store may take no longer, whatever the deadline
     partial: "Transport"  # for blocks of which only a part may be written
+    eager: bool  # replied() is wanted at once; several Stores go at a time
+    loads_in_flight: int   # pieces of a load: some travel while one is copied to the engine
+    saves_in_flight: int   # Stores at a time
 
     def begin_load(self, placement: Placement, chunk_ids: np.ndarray,
                    timeout_s: float) -> Hold | None:
         """Room for a piece of a load; None when there is none within the timeout."""
+
+    def replied(self, hold: Hold, reply: pb.LoadResponse) -> None:
+        """The node's answer, on any thread, as soon as it is there; at most once."""
+
+    def arrived(self, hold: Hold, reply: pb.LoadResponse, timeout_s: float) -> int:
+        """How many blocks, from the first on, are here whole; called before end_load()."""
 
     def deliver(self, hold: Hold, reply: pb.LoadResponse, begin: int, end: int) -> None:
         """Brings chunks [begin, end) of the row to the engine; they are there on return."""
@@ -68,8 +79,15 @@ class Transport(Protocol):
     def pages(self, hold: Hold) -> pb.Pages | None:
         """Where the piece's blocks are, for the node."""
 
-    def payload(self, hold: Hold) -> bytes:
-        """What a Store carries inline."""
+    def prepare(self, hold: Hold, request: pb.StoreRequest) -> Hold | None:
+        """The engine's work before the save is done: says in the request where the pages are.
+        What to go on with; None: the save cannot go."""
+
+    def dispatch(self, hold: Hold, request: pb.StoreRequest) -> None:
+        """The prepared request is on its way."""
+
+    def failed(self, why: str) -> None:
+        """A prepared Store ended without a reply, or the node no longer takes this way."""
 
     def settle(self, give_up: threading.Event) -> None:
         """Waits until the node no longer uses the engine's blocks for a call without a reply."""
@@ -82,7 +100,41 @@ def mark_stream(device: torch.device) -> torch.cuda.Event:
     return event
 
 
-class Staged:
+class Plain:
+    """What most ways have in common: when the node replies, all is done."""
+
+    eager = False
+    loads_in_flight = 2
+    saves_in_flight = 1
+
+    def replied(self, hold: Hold, reply: pb.LoadResponse) -> None:
+        """Nothing to begin."""
+
+    def arrived(self, hold: Hold, reply: pb.LoadResponse, timeout_s: float) -> int:
+        """What the node says."""
+        return count_ok(reply.statuses, hold.placement.blocks)
+
+    def prepare(self, hold: Hold, request: pb.StoreRequest) -> Hold:
+        """They are where pages() says."""
+        request.pages.CopyFrom(self.pages(hold))
+        return hold
+
+    def dispatch(self, hold: Hold, request: pb.StoreRequest) -> None:
+        """Nothing else goes."""
+
+    def failed(self, why: str) -> None:
+        """Nothing depends on it."""
+
+
+def count_ok(statuses: Sequence[int], blocks: int) -> int:
+    """Blocks before the first that did not arrive."""
+    for i, status in enumerate(statuses[:blocks]):
+        if status != pb.BLOCK_STATUS_OK:
+            return i
+    return min(len(statuses), blocks)
+
+
+class Staged(Plain):
     """Copies through a segment of host memory; pinned for an engine on a GPU."""
 
     store_limit_s = math.inf
@@ -100,7 +152,7 @@ class Staged:
     def begin_load(self, placement: Placement, chunk_ids: np.ndarray,
                    timeout_s: float) -> Hold | None:
         """See Transport."""
-        buffer = self._staging.take_load_buffer(timeout_s)
+        buffer = self._staging.load_buffers.take(timeout_s)
         return None if buffer is None else Hold(placement, chunk_ids, buffer)
 
     def deliver(self, hold: Hold, reply: pb.LoadResponse, begin: int, end: int) -> None:
@@ -110,7 +162,7 @@ class Staged:
 
     def end_load(self, hold: Hold) -> None:
         """See Transport."""
-        self._staging.give_back_load_buffer(hold.region)
+        self._staging.load_buffers.give_back(hold.region)
 
     def begin_save(self, placement: Placement, chunk_ids: np.ndarray) -> Hold | None:
         """See Transport. The engine may change its blocks afterwards (in stream order)."""
@@ -132,10 +184,6 @@ class Staged:
         layout = self._view.shape.page_layout(self._packing, place.chunks * chunk_bytes)
         offsets = hold.region.offset + place.indices() * chunk_bytes
         return pages_at(layout, offsets, place.first_tokens(), self.link.segment.id)
-
-    def payload(self, hold: Hold) -> bytes:
-        """Nothing: the node reads the segment."""
-        return b""
 
     def settle(self, give_up: threading.Event) -> None:
         """Nothing to wait for: the node only knows the staging, and that is given up."""
@@ -159,7 +207,7 @@ def unpin(pointer: int, memory: memoryview) -> None:
     torch.cuda.cudart().cudaHostUnregister(pointer)
 
 
-class Direct:
+class Direct(Plain):
     """The node's kernels read and write the engine's own pages on the GPU."""
 
     name = "device"
@@ -194,10 +242,6 @@ class Direct:
         offsets = hold.chunk_ids[hold.placement.indices()] * self._view.chunk_stride
         return pages_at(self._layout, offsets, hold.placement.first_tokens(),
                         self.link.device_segment.id)
-
-    def payload(self, hold: Hold) -> bytes:
-        """Nothing: the node reads the engine's memory."""
-        return b""
 
     def settle(self, give_up: threading.Event) -> None:
         """See DeviceSegment.settle."""

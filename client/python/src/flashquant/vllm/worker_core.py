@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from flashquant.client import Client
+from flashquant.peer_link import PeerOptions
 from flashquant.vllm.geometry import Packing
 from flashquant.vllm.jobs import LoadJob, StepJobs
 from flashquant.vllm.loader import Loader
@@ -43,11 +44,11 @@ class WorkerCore:
     """See the head of the file."""
 
     def __init__(self, client: Client, view: View, packing: Packing, block_tokens: int,
-                 device: torch.device | None = None) -> None:
+                 device: torch.device | None = None, peers: PeerOptions | None = None) -> None:
         """Starts the client and the threads. `block_tokens`: size of the engine's blocks;
-        `device`: the GPU of the cache."""
+        `device`: the GPU of the cache; `peers`: see PageAccess."""
         self._client, self._block_tokens, self._device = client, block_tokens, device
-        self.access = PageAccess(client, view, packing, block_tokens, device)
+        self.access = PageAccess(client, view, packing, block_tokens, device, peers)
         self._saver = Saver(self.access)
         self._jobs: queue.SimpleQueue[Submitted | None] = queue.SimpleQueue()
         self._lock = threading.Lock()  # guards the three below
@@ -120,7 +121,7 @@ class WorkerCore:
         return self.access.counters.take()
 
     def shutdown(self) -> None:
-        """Ends all threads within about two seconds. Idempotent."""
+        """Ends all threads within about three seconds. Idempotent."""
         self.access.closing.set()
         with self._lock:
             for cancelled in self._running.values():
@@ -128,6 +129,7 @@ class WorkerCore:
         for _ in self._threads:
             self._jobs.put(None)
         self._saver.close(SHUTDOWN_S / 2)
+        self.access.join(SHUTDOWN_S / 2)
         self._client.close()
         for thread in self._threads:
             thread.join(SHUTDOWN_S / 4)
