@@ -22,6 +22,7 @@ namespace {
 
 constexpr uint32_t kVersion = 1;
 constexpr size_t kMaxKept = 8;
+constexpr size_t kMostBytes = 1 << 20;  // of a packet, whatever the node says
 
 // Packets of the protocol; little-endian hosts only, as the codec is.
 struct RequestHead {
@@ -91,17 +92,16 @@ std::optional<absl::StatusOr<std::string>> CallSocket::Call(CallKind kind,
   if (send(fd, packet.data(), packet.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(packet.size())) {
     return std::nullopt;  // the node hung up while it was idle
   }
-  packet.resize(connection->max_bytes);
-  const auto bytes = Receive(path_, fd, absl::MakeSpan(packet.data(), packet.size()), give_up);
+  const absl::Span<char> room(connection->room.get(), connection->max_bytes);
+  const auto bytes = Receive(path_, fd, room, give_up);
   if (!bytes.ok()) return bytes.status();
   ReplyHead reply{};
   if (*bytes < sizeof(reply)) return absl::UnavailableError("call socket: not a reply");
-  std::memcpy(&reply, packet.data(), sizeof(reply));
+  std::memcpy(&reply, room.data(), sizeof(reply));
+  std::string rest(room.data() + sizeof(reply), *bytes - sizeof(reply));
   GiveBack(*std::move(connection));
-  packet.resize(*bytes);
-  packet.erase(0, sizeof(reply));
-  if (reply.code != 0) return StatusOf(reply, packet);
-  return packet;
+  if (reply.code != 0) return StatusOf(reply, rest);
+  return rest;
 }
 
 absl::StatusOr<CallSocket::Connection> CallSocket::Take(absl::Time give_up) {
@@ -137,7 +137,8 @@ absl::StatusOr<CallSocket::Connection> CallSocket::Connect(absl::Time give_up) c
     return absl::FailedPreconditionError(
         absl::StrCat("call socket ", path_, ": version ", greeting.code, ", ours is ", kVersion));
   }
-  return Connection{std::move(fd), greeting.retry_after_ms};
+  const size_t max_bytes = std::min<size_t>(greeting.retry_after_ms, kMostBytes);
+  return Connection{std::move(fd), max_bytes, std::unique_ptr<char[]>(new char[max_bytes])};
 }
 
 void CallSocket::GiveBack(Connection connection) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -34,6 +35,7 @@ class CallSocket {
   struct Connection {
     OwnedFd fd;
     size_t max_bytes = 0;
+    std::unique_ptr<char[]> room;  // [max_bytes], for replies; lasts, because filling it is slow
   };
   absl::StatusOr<Connection> Take(absl::Time give_up) ABSL_LOCKS_EXCLUDED(mu_);
   absl::StatusOr<Connection> Connect(absl::Time give_up) const;

@@ -25,6 +25,7 @@ METHODS = {"Store": (1, pb.StoreResponse), "Lookup": (2, pb.LookupResponse),
 STATUS_OF = {code.value[0]: code for code in grpc.StatusCode}
 LATE_S = 0.005      # beyond its deadline: the node's own word that it has passed may come so late
 MAX_KEPT = 8        # connections
+MOST_BYTES = 1 << 20  # of a packet, whatever the node says
 
 
 class CallError(Exception):
@@ -47,7 +48,8 @@ class Connection:
             greeting = self.socket.recv(GREETING.size + 1)
             if len(greeting) != GREETING.size:
                 raise ConnectionError(f"greeting of {len(greeting)} bytes")
-            version, self.max_bytes = GREETING.unpack(greeting)
+            version, longest = GREETING.unpack(greeting)
+            self.max_bytes = min(longest, MOST_BYTES)
             if version != VERSION:
                 raise ConnectionError(f"version {version}, ours is {VERSION}")
         except BaseException:
