@@ -174,8 +174,11 @@ class NcclTransport final : public PeerTransport {
 }  // namespace
 
 void PrepareNcclEnvironment() {
+  // When a node is made no other thread reads the environment.
+  // NOLINTBEGIN(concurrency-mt-unsafe)
   setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0);
   setenv("NCCL_NVLS_ENABLE", "0", /*overwrite=*/0);
+  // NOLINTEND(concurrency-mt-unsafe)
 }
 
 absl::StatusOr<std::unique_ptr<PeerTransport>> OpenNccl(const NcclOptions& options) {

@@ -31,7 +31,10 @@ absl::Status LookUpAll(void* library, NcclLibrary& to) {
 
 absl::StatusOr<std::unique_ptr<const NcclLibrary>> NcclLibrary::Open(const std::string& name) {
   void* const library = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (library == nullptr) return absl::NotFoundError(dlerror());
+  // glibc's dlerror is the calling thread's.
+  if (library == nullptr) {
+    return absl::NotFoundError(dlerror());  // NOLINT(concurrency-mt-unsafe)
+  }
   int (*get_version)(int*) = nullptr;
   FQ_RETURN_IF_ERROR(LookUp(library, "ncclGetVersion", get_version));
   int code = 0;

@@ -521,11 +521,7 @@ TEST_F(PeerCallsTest, OpenWithBadFields_IsRefusedWithBothValues) {
 
 class PeerLimitsTest : public PeerCallsTest {
  protected:
-  PeerLimitsTest()
-      : PeerCallsTest([](Options& options) {
-          options.max_peer_links = 2;
-          options.max_segments = 2;
-        }) {}
+  PeerLimitsTest() : PeerCallsTest([](Options& options) { options.max_peer_links = 2; }) {}
 };
 
 // At each limit it works, one past it the limit is named; what is closed makes room again.
