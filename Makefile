@@ -110,7 +110,7 @@ quality: model text  ## the comparison of kernels/QUALITY.md, in build/quality (
 	  --prefix 1024 2048 4096 --prefix-windows $(if $(DEVICE),8,4) --tasks copy greedy recall human-eval --recall-keys 25 100 --problems 140 \
 	  -o build/quality/quality.json --plot build/quality/quality.svg
 
-quality-amount: model text  ## what half the calibration text costs, kept in tests/bench/results (DEVICE=cuda: six minutes)
+quality-amount: model text  ## what half the calibration text costs, kept in tests/bench/results (hours on a CPU)
 	$(PYTHON) tests/bench/calibration_amount.py --device $(or $(DEVICE),cpu) --seeds 0 1 2
 
 quality-gate: model text  ## the figures that make test holds the codec set to (minutes)

@@ -5,8 +5,8 @@
 
 Calibrates SmolLM2 on the default sequences and on half as many of each length, for each seed, and
 measures compact in the running protocol on the 45 development and test documents of
-scripts/prepare_text.sh. Kept in tests/bench/results/calibration_amount.json. Two minutes a seed on
-a GPU; hours on a CPU.
+scripts/prepare_text.sh. Kept in tests/bench/results/calibration_amount.json. Minutes a seed on a
+GPU; hours on a CPU.
 """
 
 import argparse
