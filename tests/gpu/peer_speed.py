@@ -116,7 +116,7 @@ def settle(worker: PagedWorker) -> None:
 
 
 def plain_loops() -> PlainLoops:
-    """As NCCL likes it, and with as many SMs as a link may take."""
+    """As NCCL likes it, and with at most 16 multiprocessors."""
     return PlainLoops(WINDOW_BYTES // 2, {"plain": nccl.UNDEFINED, "plain_16_ctas": 16})
 
 
