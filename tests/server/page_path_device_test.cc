@@ -335,19 +335,19 @@ TEST_F(PagePathDeviceTest, DeviceFull_StoresAndLoadsWaitForSlabsToMove) {
   ASSERT_TRUE(device_path_->StoreBlocks({}, *space_, Batch(Profile::kExact, 0, 1)).ok());
   const LeasedBlocks on_host = Leased(1);
   waits_before_moves_ = 1;
-  for (uint8_t i = 1; tiers_->Stats().waits < 1; ++i) {
-    ASSERT_LT(i, 200) << "no store has waited";
-    EXPECT_EQ(StoreFromDevice(Profile::kExact, i, 1)[0], kOk);
-  }
+  uint8_t i = 0;
+  EXPECT_TRUE(Eventually([&] {
+    EXPECT_NE(StoreFromDevice(Profile::kExact, ++i, 1)[0], kFull);
+    return tiers_->Stats().waits >= 1;
+  })) << "no store has waited";
   waits_before_moves_ = 2;
-  for (uint8_t i = 1; tiers_->Stats().waits < 2; ++i) {
-    ASSERT_LT(i, 200) << "no load has waited";
-    const SlabKey another{77, {i}};  // of the same size: no slot is left for the load
-    tiers_->Reserve(Tier::kDevice, another, {}, lease_.pins[0].primary().size(), 0)
-        .value()
-        .Publish();
+  EXPECT_TRUE(Eventually([&] {
+    const SlabKey another{77, {++i}};  // of the same size: no slot is left for the load
+    auto room = tiers_->Reserve(Tier::kDevice, another, {}, lease_.pins[0].primary().size(), 0);
+    if (room.ok()) std::move(*room).Publish();
     EXPECT_TRUE(device_path_->Load({}, *space_, on_host, Places(1, 12)).ok());
-  }
+    return tiers_->Stats().waits >= 2;
+  })) << "no load has waited";
 }
 
 TEST_F(PagePathDeviceTest, DeviceFullOfLeasedSlabs_FullOnStoreMissOnLoad) {
