@@ -266,7 +266,11 @@ void DeviceScheduler::FinishOldest(Lane& lane, LaunchedBatches& launched) {
 
 DeviceSchedulerStats DeviceScheduler::Stats() const {
   absl::MutexLock lock(&mutex_);
-  return stats_;
+  DeviceSchedulerStats stats = stats_;
+  for (const Lane& lane : lanes_) {
+    for (const auto& [session, pieces] : lane.waiting) stats.waiting += pieces.size();
+  }
+  return stats;
 }
 
 }  // namespace fq

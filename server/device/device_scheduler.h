@@ -60,10 +60,11 @@ struct DeviceCall {
   std::vector<uint8_t> broken;        // out, of kDecode: [blocks], not 0 where a check failed
 };
 
-// Counters since the start.
+// Counters since the start, and how it is now.
 struct DeviceSchedulerStats {
   uint64_t launches = 0;  // batches given to a queue
   uint64_t calls = 0;     // pieces of calls in them
+  uint64_t waiting = 0;   // pieces of calls that are in no batch yet
 };
 
 class DeviceScheduler {

@@ -162,9 +162,10 @@ class DeviceSchedulerTest : public testing::Test {
     Open(device_.loads, false);
     Start(Call(DeviceWork::kDecode, 3, "0"));
     AwaitBusy(device_.loads);
-    for (DeviceCall& call : calls) {
+    for (DeviceCall& call : calls) {  // one after the other
+      const uint64_t before = scheduler_->Stats().waiting;
       Start(std::move(call));
-      std::this_thread::sleep_for(std::chrono::milliseconds(20));  // one after the other
+      while (scheduler_->Stats().waiting == before) std::this_thread::yield();
     }
     Open(device_.loads, true);
     for (std::thread& thread : threads_) thread.join();
