@@ -77,6 +77,7 @@ class PagedWorker:
         self.bad_blocks: set[int] = set()
         if not self.client.wait_ready(READY_S):
             raise RuntimeError(f"no session at {endpoint} within {READY_S:.0f} s")
+        self._tenant = self.client.link.info.tenant  # of keys while there is no session, too
 
     def _register(self, shared: bool) -> tuple[RowsView, DeviceMemory | None]:
         rows = len(self.tensors[0]), self.shape.heads, self.shape.head_size
@@ -175,7 +176,7 @@ class PagedWorker:
 
     def chain(self, conversation: str, blocks: int) -> KeyChain:
         """Keys of a conversation's first blocks."""
-        root = root_key(self.namespace.fingerprint(), self.client.link.info.tenant, conversation)
+        root = root_key(self.namespace.fingerprint(), self._tenant, conversation)
         chain = KeyChain(root)
         chain.extend(np.zeros(blocks * BLOCK_TOKENS, np.uint32))
         return chain
