@@ -4,7 +4,7 @@
 
 #include "kernels/codec/word_sum.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/warp.cuh"
+#include "kernels/cuda/warp_sum.cuh"
 
 namespace fq {
 namespace {
@@ -24,25 +24,10 @@ __global__ void __launch_bounds__(kThreads) SumRegions(SumParams p) {
   const int index = static_cast<int>(blockIdx.x) * kWarps + static_cast<int>(threadIdx.x) / 32;
   if (index >= p.count) return;
   const SumPiece piece = p.pieces[index];
-  const auto* words = reinterpret_cast<const ulonglong2*>(piece.data);
-  const int count = static_cast<int>(piece.words / 2);
-  uint64_t sum = 0;
-#pragma unroll 1
-  for (int first = lane; first < count; first += 32 * kLoadsAhead) {
-    ulonglong2 pairs[kLoadsAhead];
-#pragma unroll
-    for (int i = 0; i < kLoadsAhead; ++i) {
-      if (first + 32 * i < count) pairs[i] = words[first + 32 * i];
-    }
-#pragma unroll
-    for (int i = 0; i < kLoadsAhead; ++i) {
-      const int at = first + 32 * i;
-      if (at >= count) continue;
-      const uint64_t word = piece.first_word + 2 * static_cast<uint64_t>(at);
-      sum += WordSumTerm(word, pairs[i].x) + WordSumTerm(word + 1, pairs[i].y);
-    }
-  }
-  for (int mask = 16; mask > 0; mask >>= 1) sum += FromLaneXor(sum, mask);
+  const uint64_t sum = WarpSum<kLoadsAhead>(
+      piece.data, static_cast<int>(piece.words), lane, [&piece](int at, uint64_t word) {
+        return WordSumTerm(piece.first_word + static_cast<uint64_t>(at), word);
+      });
   if (lane == 0) p.sums[index] = sum;
 }
 

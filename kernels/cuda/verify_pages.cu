@@ -3,7 +3,7 @@
 #include "kernels/codec/checksum.h"
 #include "kernels/codec/page_layout.h"
 #include "kernels/cuda/launch.h"
-#include "kernels/cuda/warp.cuh"
+#include "kernels/cuda/warp_sum.cuh"
 
 namespace fq {
 namespace {
@@ -21,24 +21,8 @@ struct VerifyParams {
 
 // By a warp; every lane gets it.
 __device__ uint64_t WarpChecksum(const std::byte* page, int bytes, int lane) {
-  const auto* words = reinterpret_cast<const ulonglong2*>(page);
-  const int count = bytes / 16;
-  uint64_t sum = 0;
-#pragma unroll 1
-  for (int first = lane; first < count; first += 32 * kLoadsAhead) {
-    ulonglong2 pairs[kLoadsAhead];
-#pragma unroll
-    for (int i = 0; i < kLoadsAhead; ++i) {
-      if (first + 32 * i < count) pairs[i] = words[first + 32 * i];
-    }
-#pragma unroll
-    for (int i = 0; i < kLoadsAhead; ++i) {
-      const int at = first + 32 * i;
-      if (at >= count) continue;
-      sum += ChecksumWord(2 * at, pairs[i].x) + ChecksumWord(2 * at + 1, pairs[i].y);
-    }
-  }
-  for (int mask = 16; mask > 0; mask >>= 1) sum += FromLaneXor(sum, mask);
+  const uint64_t sum = WarpSum<kLoadsAhead>(
+      page, bytes / 16 * 2, lane, [](int at, uint64_t word) { return ChecksumWord(at, word); });
   return ChecksumFinish(sum, bytes);
 }
 
