@@ -38,10 +38,11 @@ struct CountedCall {
     node->BeginCall();
   }
 
-  void Count(const absl::Status& status) const {
+  void End(const absl::Status& status) const {
     const std::chrono::duration<double> took = SteadyNow() - begin;
     node->metrics().Add(Metric::kRequests, {method, absl::StatusCodeToString(status.code())}, 1);
     node->metrics().Add(Metric::kRequestSeconds, {method}, took.count());
+    node->EndCall();
   }
 
   Node* node;
@@ -56,11 +57,10 @@ struct RunningCall {
   grpc::ServerUnaryReactor* reactor;
 
   void Answer(const absl::Status& status) const {
-    counted.Count(status);
     if (auto milliseconds = RetryAfterMs(status)) {
       context->AddTrailingMetadata(kRetryAfterMetadata, absl::StrCat(*milliseconds));
     }
-    counted.node->EndCall();
+    counted.End(status);
     reactor->Finish(ToGrpc(status));  // last: node and context may go once it is out
   }
 };
@@ -79,9 +79,8 @@ grpc::ServerUnaryReactor* CallRunner::Run(grpc::CallbackServerContext* context,
                                           const Method& method, Body body) const {
   auto* reactor = new Reactor(&replies_, context->peer());
   const RunningCall call{{node_, method.name}, context, reactor};
-  CallContext limits;
-  limits.deadline = DeadlineOf(method, LeftOf(*context));
-  limits.cancelled = [context] { return context->IsCancelled(); };
+  CallContext limits =
+      Limits(method, LeftOf(*context), [context] { return context->IsCancelled(); });
   limits.hold_reply = [reactor](uint64_t bytes) { return reactor->HoldReply(bytes); };
   auto job = [call, limits = std::move(limits), body = std::move(body)] {
     absl::Status status = limits.Check();  // it may have waited too long already
@@ -99,9 +98,7 @@ absl::Status CallRunner::RunHere(const Method& method,
                                  std::optional<std::chrono::nanoseconds> brought,
                                  std::function<bool()> cancelled, const Body& body) const {
   const CountedCall counted(node_, method.name);
-  CallContext limits;
-  limits.deadline = DeadlineOf(method, brought);
-  limits.cancelled = std::move(cancelled);
+  const CallContext limits = Limits(method, brought, std::move(cancelled));
   absl::Status status;
   const auto job = [&] {
     status = limits.Check();  // it may have waited too long already
@@ -112,8 +109,7 @@ absl::Status CallRunner::RunHere(const Method& method,
   } else {
     status.Update(node_->workers().Run(job));
   }
-  counted.Count(status);
-  node_->EndCall();
+  counted.End(status);
   return status;
 }
 
@@ -132,9 +128,8 @@ grpc::ServerUnaryReactor* CallRunner::RunAfter(grpc::CallbackServerContext* cont
                                                Body body) const {
   auto* reactor = new Reactor(&replies_, context->peer());
   const RunningCall call{{node_, method.name}, context, reactor};
-  CallContext limits;
-  limits.deadline = DeadlineOf(method, LeftOf(*context));
-  limits.cancelled = [context] { return context->IsCancelled(); };
+  const CallContext limits =
+      Limits(method, LeftOf(*context), [context] { return context->IsCancelled(); });
   BeginAndGoOn(limits, begin, std::move(body),
                [call](const absl::Status& status) { call.Answer(status); });
   return reactor;
@@ -145,9 +140,7 @@ absl::Status CallRunner::RunHereAfter(const Method& method,
                                       std::function<bool()> cancelled, const Begin& begin,
                                       const Body& body) const {
   const CountedCall counted(node_, method.name);
-  CallContext limits;
-  limits.deadline = DeadlineOf(method, brought);
-  limits.cancelled = std::move(cancelled);
+  const CallContext limits = Limits(method, brought, std::move(cancelled));
   absl::Notification answered;
   absl::Status answer;
   BeginAndGoOn(limits, begin, body, [&](const absl::Status& status) {
@@ -155,9 +148,17 @@ absl::Status CallRunner::RunHereAfter(const Method& method,
     answered.Notify();
   });
   answered.WaitForNotification();
-  counted.Count(answer);
-  node_->EndCall();
+  counted.End(answer);
   return answer;
+}
+
+CallContext CallRunner::Limits(const Method& method,
+                               std::optional<std::chrono::nanoseconds> brought,
+                               std::function<bool()> cancelled) const {
+  CallContext limits;
+  limits.deadline = DeadlineOf(method, brought);
+  limits.cancelled = std::move(cancelled);
+  return limits;
 }
 
 MonotonicTime CallRunner::DeadlineOf(const Method& method,

@@ -52,6 +52,8 @@ class CallRunner {
 
  private:
   void BeginAndGoOn(const CallContext& limits, const Begin& begin, Body body, Resume answer) const;
+  CallContext Limits(const Method& method, std::optional<std::chrono::nanoseconds> brought,
+                     std::function<bool()> cancelled) const;
   MonotonicTime DeadlineOf(const Method& method,
                            std::optional<std::chrono::nanoseconds> brought) const;
 

@@ -9,6 +9,7 @@
 #include "server/rpc/fill.h"
 #include "server/rpc/to_calls.h"
 #include "server/rpc/validate_blocks.h"
+#include "server/rpc/validate_peers.h"
 
 namespace fq {
 namespace {
@@ -116,7 +117,7 @@ absl::Status KvCacheCalls::Store(const CallContext& call, const std::string& ten
   const wire::Pages& pages = request.pages();
   FoundSegment segment;
   if (session->segments.FindPeer(pages.segment_id()).link != nullptr) {
-    return BadField("peer_sequence", 0, "must be 1 or more over a peer link");
+    FQ_RETURN_IF_ERROR(CheckPeerStore(request, store.keys.size()));
   }
   if (pages.segment_id() != 0) {
     FQ_ASSIGN_OR_RETURN(segment, FindSegment(*session, pages.segment_id()));
