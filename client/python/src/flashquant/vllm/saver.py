@@ -5,7 +5,6 @@ overwritten before its saves have ended: `take_ended` and `wait` are for that.
 """
 
 import collections
-import enum
 import logging
 import queue
 import threading
@@ -43,15 +42,6 @@ class Sent:
     request: pb.StoreRequest
     limit_s: float
     future: grpc.Future | None
-
-
-class Nothing(enum.Enum):
-    """No piece waits."""
-
-    NOTHING = enum.auto()
-
-
-NOTHING = Nothing.NOTHING
 
 
 class Saver:
@@ -128,21 +118,16 @@ class Saver:
         running: collections.deque[Sent] = collections.deque()
         going = True
         while going or running:
-            staged = self._take(wait=not running) if going else NOTHING
-            going = going and staged is not None
-            if isinstance(staged, Staged):
-                running.extend(self._begin(staged))
-                if len(running) < staged.transport.saves_in_flight:
-                    continue
-            if running:
+            if running and (not going or self._queue.empty()):
                 self._finish(running.popleft())
-
-    def _take(self, wait: bool) -> Staged | Nothing | None:
-        """The next piece; None at the end; NOTHING: there is none now."""
-        try:
-            return self._queue.get(block=wait)
-        except queue.Empty:
-            return NOTHING
+                continue
+            staged = self._queue.get()
+            if staged is None:
+                going = False
+                continue
+            running.extend(self._begin(staged))
+            if len(running) >= staged.transport.saves_in_flight:
+                self._finish(running.popleft())
 
     def _begin(self, staged: Staged) -> list[Sent]:
         """Makes the Store, and sends it where several go at a time; [] when it is dropped."""
