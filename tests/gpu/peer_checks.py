@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from mixed_load import Workers
 from paged_worker import PagedWorker, gpu_bytes_used
-from peer_speed import HOST_BYTES, WINDOW_BYTES, Mover
+from peer_speed import HOST_BYTES, Mover, linked_worker
 from peers import NODE_GPU, peers_for
 from shapes import Shape
 from stalled_worker import BLOCKS, NEVER
@@ -42,31 +42,23 @@ def measure_correctness(binary: Path, arguments: tuple[str, ...], shape: Shape,
 
     RuntimeError when anything differs.
     """
-    path, codec_set = codec
-    results = []
-    with LocalNode(binary, [path], HOST_BYTES, arguments) as node:
-        worker = PagedWorker(node.endpoint, shape, codec_set, device, 2 * max(counts),
-                             peers=peers_for(device, WINDOW_BYTES))
-        try:
-            way = worker.wait_transport("nccl")
-            mover = Mover(node, worker, max(counts))
-            for profile in PROFILES:
-                for count in counts:
-                    mover.save(count, profile)
-                    mover.poison()
-                    mover.load(count, profile)
-                    wrong = mover.wrong_pages(count, profile)
-                    encoded = compare_encoded(worker, device, mover.chain.keys(0, count), profile)
-                    results.append({"name": "size", "profile": profile.label, "blocks": count,
-                                    "bytes": count * shape.block_bytes, "wrong_pages": wrong,
-                                    **encoded})
-            results.append(many_slabs(worker, mover, max(counts), slabs))
-            worker.step()
-            counters = {name: worker.counters.get(name, 0)
-                        for name in ("transport_nccl", "damaged_blocks", "dropped_save_blocks")}
-            results.append({"name": "counters", **counters, "broken": way.peer.broken})
-        finally:
-            worker.close()
+    results, most = [], max(counts)
+    with linked_worker(binary, arguments, shape, codec, device, most) as (worker, mover, way):
+        for profile in PROFILES:
+            for count in counts:
+                mover.save(count, profile)
+                mover.poison()
+                mover.load(count, profile)
+                wrong = mover.wrong_pages(count, profile)
+                encoded = compare_encoded(worker, device, mover.chain.keys(0, count), profile)
+                results.append({"name": "size", "profile": profile.label, "blocks": count,
+                                "bytes": count * shape.block_bytes, "wrong_pages": wrong,
+                                **encoded})
+        results.append(many_slabs(worker, mover, most, slabs))
+        worker.step()
+        counters = {name: worker.counters.get(name, 0)
+                    for name in ("transport_nccl", "damaged_blocks", "dropped_save_blocks")}
+        results.append({"name": "counters", **counters, "broken": way.peer.broken})
     bad = [r for r in results if r.get("wrong_pages") or r.get("wrong_extents") or r.get("broken")]
     if bad:
         raise RuntimeError(f"mismatches: {bad}")

@@ -5,10 +5,11 @@ report, a save from the job to the node's reply. The plain loop moves as many by
 of the same size between the same GPUs, in turns with them.
 """
 
+import contextlib
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from flashquant import nccl
 from flashquant.codec_set import CodecSet
 from flashquant.local_node import LocalNode
 from flashquant.v1 import admin_pb2, admin_pb2_grpc
+from flashquant.vllm.peer_way import Nccl
 from flashquant.wire import Profile
 
 import grpc
@@ -120,25 +122,34 @@ def plain_loops() -> PlainLoops:
     return PlainLoops(WINDOW_BYTES // 2, {"plain": nccl.UNDEFINED, "plain_16_ctas": 16})
 
 
+@contextlib.contextmanager
+def linked_worker(binary: Path, arguments: tuple[str, ...], shape: Shape,
+                  codec: tuple[Path, CodecSet], device: str,
+                  blocks: int) -> Iterator[tuple[PagedWorker, Mover, Nccl]]:
+    """A worker whose pages go by a peer link to a node of its own, and what moves `blocks` of
+    them."""
+    path, codec_set = codec
+    with LocalNode(binary, [path], HOST_BYTES, arguments) as node:
+        worker = PagedWorker(node.endpoint, shape, codec_set, device, 2 * blocks,
+                             peers=peers_for(device, WINDOW_BYTES))
+        try:
+            way = worker.wait_transport("nccl")
+            yield worker, Mover(node, worker, blocks), way
+        finally:
+            worker.close()
+
+
 def measure_bandwidth(binary: Path, arguments: tuple[str, ...], shape: Shape,
                       codec: tuple[Path, CodecSet], device: str, counts: tuple[int, ...],
                       rounds: int, loops: PlainLoops | None = None) -> list[dict]:
     """One entry for each count of blocks, profile and direction."""
-    path, codec_set = codec
-    with LocalNode(binary, [path], HOST_BYTES, arguments) as node:
-        worker = PagedWorker(node.endpoint, shape, codec_set, device, 2 * max(counts),
-                             peers=peers_for(device, WINDOW_BYTES))
-        try:
-            way = worker.wait_transport("nccl")
-            mover = Mover(node, worker, max(counts))
-            most = max(counts)
-            plan = [(Profile.EXACT, count, 1) for count in counts]
-            plan += [(Profile.EXACT, most, JOBS), (Profile.COMPACT, most, 1)]
-            return [result for profile, count, jobs in plan
-                    for result in in_turns(mover, loops, shape, profile, count, way.load_blocks,
-                                           rounds, jobs)]
-        finally:
-            worker.close()
+    most = max(counts)
+    plan = [(Profile.EXACT, count, 1) for count in counts]
+    plan += [(Profile.EXACT, most, JOBS), (Profile.COMPACT, most, 1)]
+    with linked_worker(binary, arguments, shape, codec, device, most) as (_, mover, way):
+        return [result for profile, count, jobs in plan
+                for result in in_turns(mover, loops, shape, profile, count, way.load_blocks,
+                                       rounds, jobs)]
 
 
 def in_turns(mover: Mover, loops: PlainLoops | None, shape: Shape, profile: Profile,
@@ -181,24 +192,16 @@ def entry(direction: str, shape: Shape, profile: Profile, size: int, limit: int,
 def measure_overlap(binary: Path, arguments: tuple[str, ...], shape: Shape,
                     codec: tuple[Path, CodecSet], device: str, blocks: int) -> list[dict]:
     """Milliseconds of a matmul on the worker's GPU, alone and while pages come or go."""
-    path, codec_set = codec
-    with LocalNode(binary, [path], HOST_BYTES, arguments) as node:
-        worker = PagedWorker(node.endpoint, shape, codec_set, device, 2 * blocks,
-                             peers=peers_for(device, WINDOW_BYTES))
-        try:
-            worker.wait_transport("nccl")
-            mover = Mover(node, worker, blocks)
-            results = []
-            for profile in (Profile.EXACT, Profile.COMPACT):
-                mover.save(blocks, profile)
-                for name, move in (("load", mover.load), ("save", mover.save_and_forget)):
-                    results.append({"name": name, "profile": profile.label, "shape": shape.name,
-                                    **beside(lambda move=move, profile=profile:
-                                             move(blocks, profile), device,
-                                             blocks * shape.block_bytes)})
-            return results
-        finally:
-            worker.close()
+    results = []
+    with linked_worker(binary, arguments, shape, codec, device, blocks) as (_, mover, _):
+        for profile in (Profile.EXACT, Profile.COMPACT):
+            mover.save(blocks, profile)
+            for name, move in (("load", mover.load), ("save", mover.save_and_forget)):
+                results.append({"name": name, "profile": profile.label, "shape": shape.name,
+                                **beside(lambda move=move, profile=profile:
+                                         move(blocks, profile), device,
+                                         blocks * shape.block_bytes)})
+    return results
 
 
 def beside(move: Callable[[], float], device: str, size: int) -> dict:

@@ -10,6 +10,7 @@ from pathlib import Path
 import grpc
 
 from flashquant import call_socket
+from flashquant.client import Client, Deadlines
 from flashquant.keys import Namespace
 from flashquant.link import SessionSpec
 from flashquant.v1 import kv_cache_pb2 as pb
@@ -155,3 +156,15 @@ def running(folder: Path, calls: bool = False):
         yield node
     finally:
         node.stop()
+
+
+@contextlib.contextmanager
+def connected(node: FakeNode, deadlines: Deadlines):
+    """A client with a session there."""
+    client = Client(node.endpoint, SPEC, deadlines)
+    client.start()
+    try:
+        assert client.wait_ready(5)
+        yield client
+    finally:
+        client.close()

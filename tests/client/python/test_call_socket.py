@@ -24,11 +24,8 @@ def node_fixture(tmp_path):
 
 @pytest.fixture(name="client")
 def client_fixture(node):
-    client = Client(node.endpoint, fake_node.SPEC, DEADLINES)
-    client.start()
-    assert client.wait_ready(5)
-    yield client
-    client.close()
+    with fake_node.connected(node, DEADLINES) as client:
+        yield client
 
 
 def matched(client, keys=KEY):
