@@ -194,8 +194,7 @@ TEST_F(TiersDemotion, ErasedAndStoredAgainWhileCopied_TheNewOneStays) {
   for (uint32_t n = 0; n < 18; ++n) ASSERT_TRUE(Put(n).ok());
   const auto other_queue = device_.CreateQueue(true).value();
   absl::Status stored = absl::UnknownError("not tried");
-  bool first = true;
-  while_copied_ = [&] {
+  while_copied_ = [&, first = true]() mutable {
     if (!std::exchange(first, false)) return;
     EXPECT_TRUE(tiers_->Erase(Key(1)));
     stored = Put(*other_queue, 1, 9, 0);
@@ -257,13 +256,15 @@ TEST_F(TiersDemotion, SlabsOfAnotherSize_LoseNothing) {
 // A reader looks for the first slab of each batch all the time while it goes down.
 TEST_F(TiersDemotion, OnItsWayDown_ASlabIsFoundAllTheTime) {
   Create(32 * kBytes);
-  std::atomic<uint32_t> wanted{0};
+  const auto wanted = std::make_shared<std::atomic<uint32_t>>(0);
   std::atomic<int> misses{0};
   std::atomic<bool> done{false};
-  while_copied_ = [&] { wanted = static_cast<uint32_t>(tiers_->Stats().demoted_slabs); };
+  while_copied_ = [this, wanted] {
+    *wanted = static_cast<uint32_t>(tiers_->Stats().demoted_slabs);
+  };
   for (uint32_t n = 0; n < 16; ++n) ASSERT_TRUE(Put(n).ok());
   std::thread reader([&] {
-    while (!done) misses += tiers_->Peek(Key(wanted)) ? 0 : 1;  // no use
+    while (!done) misses += tiers_->Peek(Key(*wanted)) ? 0 : 1;  // no use
   });
   for (uint32_t n = 16; n < 200; ++n) {
     EXPECT_TRUE(Put(n).ok());

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "server/tiers.h"
@@ -38,6 +39,8 @@ inline void WaitUntil(const std::function<bool()>& done) {
 
 class TiersDemotion : public testing::Test {
  protected:
+  ~TiersDemotion() override { released_.Notify(); }
+
   void Create(uint64_t host_bytes) { Create(host_bytes, kDeviceBytes, TiersOptions()); }
   void Create(uint64_t host_bytes, uint64_t device_bytes, TiersOptions options) {
     options.host = {host_bytes, 4};
@@ -97,12 +100,20 @@ class TiersDemotion : public testing::Test {
                          : found;
   }
 
+  // No copy is done before the end of the test.
+  void HoldCopies() {
+    while_copied_ = [this] { released_.WaitForNotification(); };
+  }
+
   void WaitForLowWatermark() {
     WaitUntil([&] { return tiers_->device()->used_bytes() <= kDeviceBytes * 8 / 10; });
   }
 
   HostDevice device_;
-  std::function<void()> while_copied_;  // set it while nothing is demoted
+  absl::Notification released_;
+  // Set it while nothing is demoted. It is called until tiers_ has gone, which is after the test's
+  // own variables.
+  std::function<void()> while_copied_;
   const std::unique_ptr<DeviceQueue> queue_ = device_.CreateQueue(true).value();
   std::unique_ptr<Tiers> tiers_;
 };

@@ -4,7 +4,6 @@
 #include <chrono>
 #include <vector>
 
-#include "absl/synchronization/notification.h"
 #include "tests/server/tiers_fixture.h"
 
 namespace fq {
@@ -50,26 +49,22 @@ TEST_F(TiersRoom, ALargeSlab_WaitsForRoomToo) {
 
 TEST_F(TiersRoom, WaitedLongEnough_TheDeviceEvicts) {
   Create(128 * kBytes);
-  absl::Notification evicted;
-  while_copied_ = [&] { evicted.WaitForNotification(); };
+  HoldCopies();
   for (uint32_t n = 0; n < 20; ++n) ASSERT_TRUE(Put(n).ok());
   EXPECT_TRUE(Put(*queue_, 20, 1, 0, SteadyNow() + Milliseconds(20)).ok());
   EXPECT_EQ(tiers_->Stats().waits, 1u);
   EXPECT_EQ(tiers_->Stats().device.evicted_slabs, 1u);
-  evicted.Notify();
 }
 
 TEST_F(TiersRoom, TooManyWait_TheDeviceEvictsAtOnce) {
   TiersOptions options;
   options.most_waiting = 0;
   Create(128 * kBytes, kDeviceBytes, std::move(options));
-  absl::Notification evicted;
-  while_copied_ = [&] { evicted.WaitForNotification(); };
+  HoldCopies();
   for (uint32_t n = 0; n < 20; ++n) ASSERT_TRUE(Put(n).ok());
   EXPECT_TRUE(PutOrWait(20).ok());
   EXPECT_EQ(tiers_->Stats().waits, 0u);
   EXPECT_EQ(tiers_->Stats().device.evicted_slabs, 1u);
-  evicted.Notify();
 }
 
 // Waiting for what cannot come would cost every store its limit.

@@ -16,15 +16,16 @@ class ConnectionGateTest : public testing::Test {
   explicit ConnectionGateTest(uint32_t max_connections = 2)
       : node_([&](Options& o) { o.max_connections = max_connections; }) {}
 
-  // Connected; has said hello, and when `asks` opened a call that never ends.
+  // Connected; has said hello, and when `asks` opened a call that never ends. The answer to what
+  // follows the call tells that the node has seen it.
   OwnedFd Connect(bool asks) {
     OwnedFd fd(socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     sockaddr_un at{};
     at.sun_family = AF_UNIX;
     std::memcpy(at.sun_path, node_.options().socket.data(), node_.options().socket.size());
     EXPECT_EQ(connect(fd.get(), reinterpret_cast<sockaddr*>(&at), sizeof(at)), 0);
-    if (asks) SendAll(fd, kHello + Call());
-    EXPECT_FALSE(Receive(fd, asks ? 9 : 1).empty());  // the node's settings
+    if (asks) SendAll(fd, kHello + Call() + kPing);
+    EXPECT_TRUE(asks ? Receives(fd, kPong) : !Receive(fd, 1).empty());
     return fd;
   }
   static std::string Call() {

@@ -37,6 +37,17 @@ inline std::string Receive(const OwnedFd& from, size_t bytes) {
   return received;
 }
 
+// Whether `bytes` come before the other side ends or is silent for two seconds.
+inline bool Receives(const OwnedFd& from, const std::string& bytes) {
+  std::string received;
+  while (received.find(bytes) == std::string::npos) {
+    const std::string next = Receive(from, 1);
+    if (next.empty()) return false;
+    received += next;
+  }
+  return true;
+}
+
 // True when the other side hangs up within two seconds; what it sends before is dropped.
 inline bool HangsUp(const OwnedFd& fd) {
   for (;;) {
@@ -49,6 +60,8 @@ inline bool HangsUp(const OwnedFd& fd) {
 
 inline const std::string kHello =
     std::string("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n") + std::string("\0\0\0\4\0\0\0\0\0", 9);
+inline const std::string kPing = std::string("\0\0\x8\6\0\0\0\0\0", 9) + std::string(8, 'p');
+inline const std::string kPong = std::string("\0\0\x8\6\1\0\0\0\0", 9) + std::string(8, 'p');
 inline const std::string kCall =  // HEADERS of one byte, END_HEADERS, stream 1
     std::string("\0\0\1\1\4\0\0\0\1", 9) + "\x82";
 
