@@ -3,15 +3,18 @@
 The node is FQ_BUILD/bin/flashquantd (default build/release).
 """
 
+import gc
 import os
 import threading
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from cache_worker import wait_until
 from flashquant.client import Client, Deadlines
 from flashquant.keys import KeyChain, Namespace, root_key
 from flashquant.link import SessionSpec
@@ -371,6 +374,22 @@ def test_node_frozen_during_a_store_its_late_reads_meet_the_old_bytes(doomed):
         bad = worker.load(chain, 0, end * 64, list(range(24, 24 + end)))
         good = [i for i in range(24, 24 + end) if i not in bad]
         assert torch.equal(worker.cache[:, good] + 1, worker.cache[:, [i - 4 for i in good]])
+
+
+def test_node_restarted_memory_of_the_old_link_is_gone_without_the_collector(doomed):
+    """A segment may have a gigabyte, and an engine's collector may not run for hours."""
+    node, worker, chain = doomed
+    memory = weakref.ref(worker.client.link.segment.view.obj)
+    first = worker.client.link.session_id
+    gc.disable()
+    try:
+        node.kill()
+        node.start()
+        wait_until(lambda: (link := worker.client.link) and link.session_id != first)
+        worker.load(chain, 0, 320, [10, 11, 12, 13, 14])  # over the new link
+        wait_until(lambda: memory() is None)
+    finally:
+        gc.enable()
 
 
 def test_shutdown_with_a_load_under_way_is_bounded(doomed):

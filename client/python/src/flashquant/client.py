@@ -251,8 +251,8 @@ class Client:
             with self._state:
                 dead, self._dead_links = self._dead_links, []
                 link, closing = self._link, self._closing
-            for old in dead:
-                old.close()
+            while dead:  # and no name that keeps one, and its segment, until the next breaks
+                dead.pop().close()
             if closing:
                 break
             if link is not None:

@@ -181,6 +181,7 @@ class Link:
                     self._opened.set_result(response)
         except grpc.RpcError as error:
             reason = f"{error.code().name}: {error.details()}"
+            error.__traceback__ = None  # it is self._call: a cycle, in which the segment would live
         if not self._opened.done():
             self._opened.set_exception(LinkError(reason))
             return

@@ -34,7 +34,6 @@ class Inline(Plain):
                              f"{link.info.max_inline_bytes} in a message")
         self.load_blocks = units * max(1, view.shape.tokens // BLOCK_TOKENS)
         self.save_blocks = min(STAGED_STORE_BLOCKS, self.load_blocks)
-        self.partial = self
         self._room = threading.BoundedSemaphore(4)  # pieces of saves in memory at a time
 
     def begin_load(self, placement: Placement, chunk_ids: np.ndarray, timeout_s: float) -> Hold:

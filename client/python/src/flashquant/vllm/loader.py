@@ -124,7 +124,7 @@ class Loader:
         base = self._job.begin_token // BLOCK_TOKENS * BLOCK_TOKENS
         first = (placement.base_token - base) // placement.chunk_tokens
         chunk_ids = self._chunk_ids[first:first + placement.chunks]
-        way = transport.partial if ABSENT in chunk_ids else transport
+        way = (ABSENT in chunk_ids and transport.partial) or transport
         hold = way.begin_load(placement, chunk_ids, left_s)
         if hold is None:
             return None

@@ -36,13 +36,14 @@ class Nccl:
     name = "nccl"
     store_limit_s = math.inf  # of the Store: the engine's blocks have been read before
     eager = True
+    partial = None
     loads_in_flight, saves_in_flight = LOADS, SAVES
 
     def __init__(self, link: Link, peer: PeerLink, rows: PeerRows, device: torch.device | None,
                  counters: Counters) -> None:
         """`device`: of the stream to wait for; None on a CPU. ValueError: the window has no room
         for so many pieces."""
-        self.link, self.peer, self.partial = link, peer, self
+        self.link, self.peer = link, peer
         self._rows, self._device, self._counters = rows, device, counters
         least = rows.blocks_per_chunk
         room = peer.window.numel() // rows.block_bytes

@@ -120,14 +120,19 @@ class Saver:
         while going or running:
             if running and (not going or self._queue.empty()):
                 self._finish(running.popleft())
-                continue
-            staged = self._queue.get()
-            if staged is None:
-                going = False
-                continue
-            running.extend(self._begin(staged))
-            if len(running) >= staged.transport.saves_in_flight:
-                self._finish(running.popleft())
+            else:
+                going = self._take(running)
+
+    def _take(self, running: collections.deque[Sent]) -> bool:
+        """Begins the next save; False: there will be none. No name of it outlives this: its link's
+        memory must go with the link, however long the next one takes to come."""
+        staged = self._queue.get()
+        if staged is None:
+            return False
+        running.extend(self._begin(staged))
+        if len(running) >= staged.transport.saves_in_flight:
+            self._finish(running.popleft())
+        return True
 
     def _begin(self, staged: Staged) -> list[Sent]:
         """Makes the Store, and sends it where several go at a time; [] when it is dropped."""

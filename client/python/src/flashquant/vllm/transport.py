@@ -49,7 +49,7 @@ class Transport(Protocol):
     load_blocks: int
     save_blocks: int
     store_limit_s: float  # a Store may take no longer, whatever the deadline
-    partial: "Transport"  # for blocks of which only a part may be written
+    partial: "Transport | None"  # for blocks of which only a part may be written; None: itself
     eager: bool  # replied() is wanted at once; several Stores go at a time
     loads_in_flight: int   # pieces of a load: some travel while one is copied to the engine
     saves_in_flight: int   # Stores at a time
@@ -103,6 +103,7 @@ def mark_stream(device: torch.device) -> torch.cuda.Event:
 class Plain:
     """What most ways have in common: when the node replies, all is done."""
 
+    partial = None  # not self: a cycle would keep the link's memory
     eager = False
     loads_in_flight = 2
     saves_in_flight = 1
@@ -147,7 +148,6 @@ class Staged(Plain):
         self.name = "pinned" if pinned else "shared-memory"
         self.load_blocks = self._staging.load_blocks
         self.save_blocks = min(STAGED_STORE_BLOCKS, self._staging.save_blocks)
-        self.partial = self
 
     def begin_load(self, placement: Placement, chunk_ids: np.ndarray,
                    timeout_s: float) -> Hold | None:
