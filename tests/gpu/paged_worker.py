@@ -32,7 +32,7 @@ from flashquant.wire import Profile
 # Of sessions: a node under compute-sanitizer takes a minute to load a codec set.
 DEADLINES = Deadlines(lookup_s=5.0, load_s=20.0, store_s=20.0, connect_s=80.0)
 READY_S = 100.0
-STAGING_BYTES = 1 << 30
+STAGING_BYTES = {"cuda": 1 << 30, "cpu": 128 << 20}  # a CPU is only there to test the rest
 BLOCKS_PER_CHECK = 32
 POISON = -23131  # 0xA5A5
 
@@ -50,7 +50,7 @@ class PagedWorker:
 
     def __init__(self, endpoint: str, shape: Shape, codec_set: CodecSet | None, device: str,
                  blocks: int, chunk_tokens: int = 16, shared: bool = True,
-                 waits: Waits = Waits.CONNECTOR, staging_bytes: int = STAGING_BYTES,
+                 waits: Waits = Waits.CONNECTOR, staging_bytes: int | None = None,
                  peers: PeerOptions | None = None) -> None:
         """`blocks`: of 64 tokens; `peers`: links to a node on another GPU. RuntimeError: no
         session within READY_S."""
@@ -68,7 +68,8 @@ class PagedWorker:
         self.namespace_name = f"gpu-test/{shape.name}"
         spec = SessionSpec(
             self.namespace_name, self.namespace, (0, shape.layers), (0, shape.heads),
-            "paged-worker", max(staging_bytes, smallest_segment(self.view)), device=memory,
+            "paged-worker", max(staging_bytes or STAGING_BYTES[self.device.type],
+                                smallest_segment(self.view)), device=memory,
             bytes_beside_device=smallest_segment(self.view))
         self.client = Client(endpoint, spec, DEADLINES)
         self.core = WorkerCore(self.client, self.view, rows_packing(shape.head_size), chunk_tokens,

@@ -29,17 +29,23 @@ def codec_fixture(tmp_path_factory):
     return write_made_up(TINY, tmp_path_factory.mktemp("codec"))
 
 
-@pytest.fixture(name="make", scope="module")
-def make_fixture(codec):
-    """Makes workers of one node."""
-    workers = []
+@pytest.fixture(name="node", scope="module")
+def node_fixture(codec):
     with LocalNode(BINARY, [codec[0]], 256 << 20) as node:
-        def make(blocks=40, **arguments):
-            workers.append(PagedWorker(node.endpoint, TINY, codec[1], "cpu", blocks, **arguments))
-            return workers[-1]
-        yield make
-        for worker in workers:
-            worker.close()
+        yield node
+
+
+@pytest.fixture(name="make")
+def make_fixture(node, codec):
+    """Makes workers of the shared node."""
+    workers = []
+
+    def make(blocks=40, **arguments):
+        workers.append(PagedWorker(node.endpoint, TINY, codec[1], "cpu", blocks, **arguments))
+        return workers[-1]
+    yield make
+    for worker in workers:
+        worker.close()
 
 
 def test_rows_are_unit_gaussians_and_differ_by_block_and_layer():
