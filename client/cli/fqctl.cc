@@ -35,6 +35,7 @@ ExitCode Run(const std::vector<std::string>& arguments, std::ostream& out, std::
   CLI::App app("fqctl: look after a FlashQuant node and its pages.", "fqctl");
   app.footer(std::string("Every flag can come from the environment as FQCTL_<FLAG>.\n") +
              kExitCodeHelp);
+  app.set_version_flag("--version", "fqctl " FQ_VERSION);
   app.require_subcommand(1);
   app.fallthrough();
   Command command;

@@ -6,6 +6,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
+#include <regex>
 #include <sstream>
 
 #include "client/cli/files.h"
@@ -190,6 +191,13 @@ TEST(Fqctl, Environment_SetsFlags) {
   const Ran ran = RunFqctl({"status"});
   unsetenv("FQCTL_ENDPOINT");
   EXPECT_NE(ran.errors.find("/from/environment"), std::string::npos) << ran.errors;
+}
+
+// As `fqctl status` says of the node, for who compares the two.
+TEST(Fqctl, Version_IsPrinted) {
+  const Ran ran = RunFqctl({"--version"});
+  EXPECT_EQ(ran.code, ExitCode::kOk);
+  EXPECT_TRUE(std::regex_match(ran.out, std::regex("fqctl [0-9]+\\.[0-9]+\\.[0-9]+\n"))) << ran.out;
 }
 
 TEST(Fqctl, Help_NamesExitCodesAndRpcs) {
