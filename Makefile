@@ -4,19 +4,12 @@ BUILD := build/release
 MODEL := build/models/smollm2
 CODEC_SET := codec_sets/smollm2-135m-instruct.fqcs
 EVAL = $(PYTHON) -m flashquant eval --model $(MODEL) --codec-set $(CODEC_SET) --text build/text/test/*.txt
-# What compute-sanitizer runs: every kernel of encode and decode, on a few pages.
-SMALL_SCENES := *PageKernels*64x16*:*PageKernels*128x16*:*PageKernels*Universal96*:*PageKernels*Exact96*
-# Whole slabs of every kind through a Device.
-SMALL_SLABS := *DeviceCoding*Whole*/d64t0:*DeviceCoding*QueuedBehind*/d64t0:*DeviceCoding*OtherKind*/d64t0
-# The same for attention: all kinds of pages, head sizes 64 and 256, in a block's smallest layout too.
-SMALL_ATTENTION := *Sink*/0:*Sink*/2:*QueryHeads*/0:*Refinements*/0:*BFloat16*/0:*Rope*/0
-ATTEND_TEST = $(BUILD)/bin/attend_device_test --cache-folder=$(BUILD)/attend_cache
-NCCL_TEST = $(BUILD)/bin/nccl_device_test --library=.venv/lib/python3.11/site-packages/nvidia/nccl/lib/libnccl.so.2
+GPU_SUITE = $(PYTHON) tests/gpu/suite.py --build $(BUILD)
 # Cache hits for checkouts in other folders.
 export CCACHE_BASEDIR := $(CURDIR)
 export CCACHE_NOHASHDIR := 1
 
-.PHONY: help setup build node model demo test test-asan test-tsan test-gpu test-gpu2 bench-gpu bench-gpu2 lint bench text quality quality-amount quality-gate quality-vllm fuzz format lock
+.PHONY: help setup build node model demo test test-asan test-tsan test-gpu test-gpu2 bench-gpu bench-gpu2 gpu-programs gpu-package lint bench text quality quality-amount quality-gate quality-vllm fuzz format lock
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
@@ -49,49 +42,24 @@ test-asan test-tsan: test-%san:  ## C++ tests under AddressSanitizer + UBSan, Th
 	cmake --build build/$*san
 	ctest --test-dir build/$*san --output-on-failure
 
-test-gpu: setup  ## on a machine with a GPU: conformance, workers killed, a node with workers, compute-sanitizer
-	cmake --preset release
-	cmake --build $(BUILD) --target flashquantd fqctl codec_device_test attend_device_test cuda_device_test agreement_device_test device_node_test memory_device_test nccl_device_test tiers_device_test
-	$(BUILD)/bin/codec_device_test
-	$(BUILD)/bin/memory_device_test
-	$(BUILD)/bin/tiers_device_test
-	$(NCCL_TEST) --gtest_filter='OneGpu.*'
-	$(BUILD)/bin/cuda_device_test
-	$(BUILD)/bin/agreement_device_test $(CODEC_SET)
-	for tool in memcheck racecheck synccheck initcheck; do FQ_TEST_WITHOUT_LISTS=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
-	  $(BUILD)/bin/cuda_device_test --gtest_brief=1 --gtest_filter='$(SMALL_SCENES)' || exit 1; done
-	$(BUILD)/bin/device_node_test
-	for tool in memcheck racecheck synccheck; do FQ_TEST_WITHOUT_LISTS=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
-	  $(BUILD)/bin/device_node_test --gtest_brief=1 --gtest_filter='$(SMALL_SLABS)' || exit 1; done
-	mkdir -p $(BUILD)/attend_cache
-	$(ATTEND_TEST)
-	for tables in 2 1; do $(ATTEND_TEST) --quick --replicated-tables=$$tables || exit 1; done
-	for tool in memcheck racecheck synccheck initcheck; do for tables in 3 1; do \
-	  compute-sanitizer --tool $$tool --error-exitcode 1 $(ATTEND_TEST) --replicated-tables=$$tables \
-	  --gtest_brief=1 --gtest_filter='$(SMALL_ATTENTION)' || exit 1; done; done
-	$(PYTHON) tests/gpu/check_nccl.py
-	$(PYTHON) tests/gpu/check_device_memory.py
-	PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True $(PYTHON) tests/gpu/check_device_memory.py
-	for check in order full_gpu pinned; do $(PYTHON) tests/gpu/check_$$check.py --build $(BUILD) || exit 1; done
-	$(PYTHON) tests/gpu/check_sanitized.py --build $(BUILD)
-	$(PYTHON) tests/gpu/check_sanitized.py --build $(BUILD) --tool racecheck --exclude MakeCoderLists
+test-gpu: gpu-programs  ## on a machine with a GPU: conformance, workers killed, a node with workers, compute-sanitizer
+	$(GPU_SUITE) checks
 
-test-gpu2: setup  ## on a machine with two GPUs: peer links between them
-	cmake --preset release
-	cmake --build $(BUILD) --target nccl_device_test
-	$(NCCL_TEST)
+test-gpu2: gpu-programs  ## on a machine with two GPUs: peer links between them
+	$(GPU_SUITE) checks2
 
-bench-gpu: setup  ## on a machine with a GPU: encode, decode, slabs, attention beside FP16, a node with workers; kept in tests/bench/results
-	cmake --preset release
-	cmake --build $(BUILD) --target flashquantd fqctl attend_bench device_bench pages_bench agreement_device_test
-	tests/bench/pages_bench.py
-	tests/bench/device_bench.py
-	tests/bench/attend_bench.py
-	$(PYTHON) tests/gpu/bench_node.py --build $(BUILD)
+bench-gpu: gpu-programs  ## on a machine with a GPU: encode, decode, slabs, attention beside FP16, a node with workers; kept in tests/bench/results
+	$(GPU_SUITE) bench
 
-bench-gpu2: node  ## on a machine with two GPUs: pages between them by NCCL, right, fast, and while processes die; kept in tests/bench/results
-	@scripts/setup.sh
-	$(PYTHON) tests/gpu/bench_nccl.py --build $(BUILD)
+bench-gpu2: gpu-programs  ## on a machine with two GPUs: pages between them by NCCL, right, fast, and while processes die; kept in tests/bench/results
+	$(GPU_SUITE) bench2
+
+gpu-programs: setup
+	cmake --preset release
+	cmake --build $(BUILD) --target $$($(GPU_SUITE) --programs)
+
+gpu-package: gpu-programs  ## for a machine with GPUs, CUDA and torch but no tools: unpack in a checkout there, then tests/gpu/suite.py
+	scripts/gpu_package.sh $(BUILD) build/gpu/package.txz $$($(GPU_SUITE) --programs)
 
 lint: build  ## clang-tidy over every C++ file (make test does a few)
 	$(PYTHON) tests/lint.py --all --build $(BUILD)
