@@ -4,6 +4,7 @@ import time
 
 import torch
 
+from fake_node import READY_S
 from flashquant.client import Client
 from flashquant.keys import KeyChain, root_key
 from flashquant.vllm.geometry import rows_packing
@@ -21,7 +22,7 @@ class CacheWorker:
         shape = view.shape
         self.core = WorkerCore(self.client, view, rows_packing(shape.head_size), shape.tokens,
                                peers=peers)
-        assert self.client.wait_ready(5)
+        assert self.client.wait_ready(READY_S)
 
     def chain(self, blocks, salt):
         link = self.client.link
@@ -55,7 +56,7 @@ class CacheWorker:
         return self.counts.get(name, 0)
 
 
-def wait_until(condition, timeout_s=10.0):
+def wait_until(condition, timeout_s=60.0):
     deadline_s = time.monotonic() + timeout_s
     while not (result := condition()):
         assert time.monotonic() < deadline_s

@@ -71,6 +71,7 @@ class FakeDeviceNode(FakeNode):
         self.packets: list[bytes] = []
         self.refuse = ""                # text with which device memory is refused
         self.before_load = lambda: None  # runs when a Load has begun
+        self.after_load = lambda: None   # runs when it has written all
         self._shape = (heads, head_size, element_bytes)
         self._path = str(socket_path) + ".segment"
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -162,6 +163,7 @@ class FakeDeviceNode(FakeNode):
                 for layer in range(2):
                     for part in (0, 1):
                         self._rows(segment, request, place, layer, part, rows[layer, :, part])
+        self.after_load()
         return pb.LoadResponse(statuses=[pb.BLOCK_STATUS_OK] * request.block_count)
 
     @contextlib.contextmanager

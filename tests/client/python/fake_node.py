@@ -1,4 +1,4 @@
-"""A node of the wire in Python that can be slow, rude or absent. For client tests only."""
+"""A node of the wire in Python that can be silent, rude or absent. For client tests only."""
 
 import concurrent.futures
 import contextlib
@@ -18,6 +18,9 @@ from flashquant.v1 import kv_cache_pb2_grpc as pb_grpc
 
 NAMESPACE = Namespace("test-model", layers=2, kv_heads=1, head_size=64, dtype=pb.DTYPE_BF16)
 SPEC = SessionSpec("test", NAMESPACE, (0, 2), (0, 1))
+# Of tests in which the node answers, however long the machine stands still meanwhile.
+PATIENT = Deadlines(lookup_s=60.0, load_s=60.0, store_s=60.0, connect_s=60.0)
+READY_S = 60.0
 
 
 class Refused(Exception):
@@ -33,7 +36,7 @@ class PacketContext:
 
 
 class FakeNode(pb_grpc.KvCacheServicer):
-    """Knows the keys in `stored`; sleeps `delay_s` before every answer but a session's."""
+    """Knows the keys in `stored`; while `answering` is clear, only sessions get answers."""
 
     def __init__(self, path: Path, calls: bool = False) -> None:
         """`calls`: takes them on a call socket too."""
@@ -44,7 +47,8 @@ class FakeNode(pb_grpc.KvCacheServicer):
         self._listener: socket.socket | None = None
         self._peers: list[socket.socket] = []
         self.stored: set[bytes] = set()
-        self.delay_s = 0.0
+        self.answering = threading.Event()
+        self.answering.set()
         self.fail_with: grpc.StatusCode | None = None
         self.sessions = 0
         self.messages = 0
@@ -69,6 +73,8 @@ class FakeNode(pb_grpc.KvCacheServicer):
 
     def stop(self) -> None:
         """Ends all calls at once."""
+        self.answering.set()
+        self.stalled.clear()
         if self._listener is not None:
             self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
@@ -142,7 +148,7 @@ class FakeNode(pb_grpc.KvCacheServicer):
         return pb.ReleaseResponse(unknown=len(request.lease_ids))
 
     def _misbehave(self, context) -> None:
-        time.sleep(self.delay_s)
+        self.answering.wait()
         if self.fail_with is not None:
             context.abort(self.fail_with, "as told")
 
@@ -164,7 +170,7 @@ def connected(node: FakeNode, deadlines: Deadlines):
     client = Client(node.endpoint, SPEC, deadlines)
     client.start()
     try:
-        assert client.wait_ready(5)
+        assert client.wait_ready(READY_S)
         yield client
     finally:
         client.close()

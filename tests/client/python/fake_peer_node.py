@@ -54,7 +54,7 @@ class FakePeerNode(FakeDeviceNode):
         for response in super().Session(request_iterator, context):
             response.peer_transport.CopyFrom(pb.PeerTransport(
                 nccl_version="2.18.0", device_uuid=UUID, max_window_bytes=1 << 30,
-                max_timeout_ms=5000))
+                max_timeout_ms=60_000))
             yield response
 
     def OpenPeerLink(self, request, context):
@@ -105,11 +105,11 @@ class FakePeerNode(FakeDeviceNode):
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, f"peer link broken: {link.broken}")
         spans = self._spans(request.pages)
         with link.turn:
-            link.turn.wait_for(lambda: link.received == request.peer_sequence - 1, 5)
+            link.turn.wait_for(lambda: link.received == request.peer_sequence - 1, 60)
             operation = link.up.receive(merged(spans))
             link.received += 1
             link.turn.notify_all()
-        if not operation.ended.wait(5) or operation.error:
+        if not operation.ended.wait(60) or operation.error:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION,
                           f"peer link broken: {operation.error or 'timeout'}")
         reply = super().Store(request, context)

@@ -139,8 +139,8 @@ class Listener:
         self._socket.listen(1)
 
     def accept(self, window: torch.Tensor) -> SocketComm:
-        """Waits for the worker, five seconds at most."""
-        self._socket.settimeout(5.0)
+        """Waits for the worker, a minute at most."""
+        self._socket.settimeout(60.0)
         with self._socket:
             peer, _ = self._socket.accept()
         peer.settimeout(None)

@@ -1,5 +1,6 @@
 """The call socket's client: what goes over it, what over gRPC; no call outlives its time."""
 
+import dataclasses
 import threading
 import time
 
@@ -7,13 +8,14 @@ import grpc
 import pytest
 
 import fake_node
+from fake_node import PATIENT, READY_S
 from flashquant.call_socket import CallError, CallSocket
-from flashquant.client import Client, Deadlines
+from flashquant.client import Client
 from flashquant.v1 import kv_cache_pb2 as pb
 from flashquant.wire import Profile
 
-DEADLINES = Deadlines(lookup_s=0.5, load_s=0.5, store_s=0.5, connect_s=0.5)
 KEY = b"k" * 32
+LONG_S = 60.0
 
 
 @pytest.fixture(name="node")
@@ -24,7 +26,7 @@ def node_fixture(tmp_path):
 
 @pytest.fixture(name="client")
 def client_fixture(node):
-    with fake_node.connected(node, DEADLINES) as client:
+    with fake_node.connected(node, PATIENT) as client:
         yield client
 
 
@@ -65,56 +67,58 @@ def test_idle_connection_hung_up_goes_over_grpc(node, client):
 def test_no_greeting_calls_go_over_grpc(node):
     node.greets = False
     node.stored.add(KEY)
-    client = Client(node.endpoint, fake_node.SPEC, DEADLINES)
+    client = Client(node.endpoint, fake_node.SPEC, dataclasses.replace(PATIENT, connect_s=0.5))
     client.start()
-    assert client.wait_ready(5)
+    assert client.wait_ready(READY_S)
     assert client.link.calls is None
     assert matched(client) == 1
     client.close()
 
 
 def test_connect_without_greeting_ends_with_the_deadline(node):
-    calls = CallSocket(node.call_path, 1.0)
-    held = calls.start("Lookup", pb.LookupRequest(keys=KEY), 5.0)  # has the only connection
+    calls = CallSocket(node.call_path, LONG_S)
+    held = calls.start("Lookup", pb.LookupRequest(keys=KEY), LONG_S)  # has the only connection
     node.greets = False
     begin_s = time.monotonic()
     with pytest.raises(CallError) as error:
         calls.start("Lookup", pb.LookupRequest(keys=KEY), 0.1).result()
     assert error.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert 0.1 <= time.monotonic() - begin_s < 1.0
+    assert 0.1 <= time.monotonic() - begin_s < LONG_S / 2
     assert held.result().matched_blocks == 0
     calls.close()
 
 
 def test_late_reply_is_not_taken_for_the_next_call(node):
-    calls = CallSocket(node.call_path, 1.0)
-    node.delay_s = 0.2
+    calls = CallSocket(node.call_path, LONG_S)
+    node.answering.clear()
     with pytest.raises(CallError) as error:
         calls.start("Store", pb.StoreRequest(keys=KEY), 0.05).result()
     assert error.value.code is grpc.StatusCode.DEADLINE_EXCEEDED
-    node.delay_s = 0.0
-    assert calls.start("Lookup", pb.LookupRequest(keys=b"o" * 32), 1.0).result().matched_blocks == 0
+    node.answering.set()
+    reply = calls.start("Lookup", pb.LookupRequest(keys=b"o" * 32), LONG_S).result()
+    assert reply.matched_blocks == 0
     calls.close()
 
 
 def test_close_ends_a_running_call(node):
-    calls = CallSocket(node.call_path, 1.0)
-    node.delay_s = 1.0
-    call = calls.start("Lookup", pb.LookupRequest(keys=KEY), 5.0)
+    calls = CallSocket(node.call_path, LONG_S)
+    node.answering.clear()
+    call = calls.start("Lookup", pb.LookupRequest(keys=KEY), LONG_S)
     threading.Timer(0.05, calls.close).start()
     with pytest.raises(CallError) as error:
         call.result()
     assert error.value.code is grpc.StatusCode.CANCELLED
-    assert calls.start("Lookup", pb.LookupRequest(keys=KEY), 5.0) is None
+    assert calls.start("Lookup", pb.LookupRequest(keys=KEY), LONG_S) is None
 
 
 def test_done_says_whether_the_reply_is_there(node):
-    calls = CallSocket(node.call_path, 1.0)
-    node.delay_s = 0.2
-    call = calls.start("Lookup", pb.LookupRequest(keys=KEY), 5.0)
+    calls = CallSocket(node.call_path, LONG_S)
+    node.answering.clear()
+    call = calls.start("Lookup", pb.LookupRequest(keys=KEY), LONG_S)
     assert not call.done()
-    deadline_s = time.monotonic() + 5
+    node.answering.set()
+    deadline_s = time.monotonic() + LONG_S / 2
     while not call.done() and time.monotonic() < deadline_s:
         time.sleep(0.005)
-    assert call.result(timeout=0.1).matched_blocks == 0
+    assert call.done() and call.result().matched_blocks == 0
     calls.close()

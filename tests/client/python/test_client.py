@@ -1,4 +1,4 @@
-"""Client against a node that is slow, rude, dead or back: misses in time, and recovery."""
+"""Client against a node that is silent, rude, dead or back: misses in time, and recovery."""
 
 import dataclasses
 import os
@@ -8,16 +8,18 @@ import grpc
 import pytest
 
 import fake_node
+from fake_node import PATIENT, READY_S
 from flashquant.breaker import CircuitBreaker
-from flashquant.client import Client, Deadlines
+from flashquant.client import Client
 from flashquant.segment import Segment, SegmentError
 from flashquant.v1 import kv_cache_pb2 as pb
 from flashquant.wire import Profile
 
-DEADLINES = Deadlines(lookup_s=0.1, load_s=0.2, store_s=0.2, connect_s=0.5)
+LOOKUP_S = 0.1
+HASTY = dataclasses.replace(PATIENT, lookup_s=LOOKUP_S, store_s=0.2)
 KEY = b"k" * 32
 # P5 allows deadline + 10 ms; the rest is for a test machine with more threads than processors.
-SLACK_S = 0.010 + 0.090
+SLACK_S = 0.010 + 0.040
 
 
 @pytest.fixture(name="node", params=["grpc", "call socket"])
@@ -28,18 +30,34 @@ def node_fixture(tmp_path, request):
 
 @pytest.fixture(name="client")
 def client_fixture(node):
-    with fake_node.connected(node, DEADLINES) as client:
+    with fake_node.connected(node, PATIENT) as client:
         yield client
 
 
-def timed_lookup(client):
-    """(match, seconds)."""
-    begin_s = time.monotonic()
-    match = client.lookup(KEY, Profile.COMPACT)
-    return match, time.monotonic() - begin_s
+@pytest.fixture(name="hasty")
+def hasty_fixture(node):
+    """A client that does not wait long. Only for a node that will not answer."""
+    with fake_node.connected(node, HASTY) as client:
+        yield client
 
 
-def wait_until(condition, timeout_s=5.0):
+def lookup(client):
+    return client.lookup(KEY, Profile.COMPACT)
+
+
+def misses_within(client, limit_s):
+    """Whether a lookup misses so soon: a machine that stands still now and then may hold up any
+    one of them, but not all."""
+    deadline_s = time.monotonic() + 60
+    while (begin_s := time.monotonic()) < deadline_s:
+        assert lookup(client) is None
+        if time.monotonic() - begin_s <= limit_s:
+            return True
+        client.lookup_answered()  # a third time-out in a row would break the link
+    return False
+
+
+def wait_until(condition, timeout_s=60.0):
     deadline_s = time.monotonic() + timeout_s
     while not condition() and time.monotonic() < deadline_s:
         time.sleep(0.005)
@@ -48,7 +66,7 @@ def wait_until(condition, timeout_s=5.0):
 
 def test_lookup_stored_key_matches(node, client):
     node.stored.add(KEY)
-    match, _ = timed_lookup(client)
+    match = lookup(client)
     assert (match.matched_blocks, match.usable_blocks, match.stored_bytes) == (1, 1, (100,))
 
 
@@ -56,11 +74,11 @@ def test_lookup_stored_key_matches(node, client):
 def test_context_twice_the_calibrated_length_warns_once(node, caplog, context_tokens, warnings):
     node.calibrated_tokens = 4096
     spec = dataclasses.replace(fake_node.SPEC, context_tokens=context_tokens)
-    client = Client(node.endpoint, spec, DEADLINES)
+    client = Client(node.endpoint, spec, PATIENT)
     client.start()
-    assert client.wait_ready(5)
+    assert client.wait_ready(READY_S)
     client.break_link(client.link, "a second session")
-    assert client.wait_ready(5)
+    assert client.wait_ready(READY_S)
     client.close()
     found = [text for text in caplog.messages if "calibrated at 4096 tokens" in text]
     assert len(found) == warnings
@@ -73,40 +91,38 @@ def test_store_ok_statuses_returned(client):
 
 
 def test_make_client_node_absent_starts_nothing_and_misses_at_once(tmp_path):
-    client = Client(f"unix://{tmp_path}/none", fake_node.SPEC, DEADLINES)
-    assert timed_lookup(client)[0] is None
+    client = Client(f"unix://{tmp_path}/none", fake_node.SPEC, PATIENT)
+    assert lookup(client) is None
     client.start()
-    match, seconds = timed_lookup(client)
-    assert match is None and seconds < 0.01 + SLACK_S
+    assert misses_within(client, SLACK_S)
     assert not client.wait_ready(0.3)
     client.close()
 
 
-def test_lookup_slow_node_misses_within_deadline(node, client):
+def test_lookup_silent_node_misses_within_deadline(node, hasty):
     node.stored.add(KEY)
-    node.delay_s = 1.0
-    lookups = [timed_lookup(client) for _ in range(2)]
-    assert [match for match, _ in lookups] == [None, None]
-    assert min(seconds for _, seconds in lookups) <= DEADLINES.lookup_s + SLACK_S
-    assert client.link is not None  # two time-outs are not a dead node
+    node.answering.clear()
+    link = hasty.link
+    assert misses_within(hasty, LOOKUP_S + SLACK_S)
+    hasty.lookup_answered()
+    assert [lookup(hasty) for _ in range(2)] == [None, None]
+    assert hasty.link is link  # two time-outs are not a dead node
 
 
-def test_lookup_three_timeouts_break_the_link_then_misses_are_instant(node, client):
-    node.delay_s = 0.5
-    for _ in range(3):
-        timed_lookup(client)
+def test_lookup_three_timeouts_break_the_link_then_misses_are_instant(node, hasty):
+    node.answering.clear()
     node.stalled.set()
-    assert client.link is None
-    assert min(timed_lookup(client)[1] for _ in range(5)) < 0.01
+    for _ in range(3):
+        lookup(hasty)
+    assert hasty.link is None
+    assert misses_within(hasty, 0.01)
 
 
-def test_store_timeout_breaks_the_link_at_once(node, client):
-    link = client.link
-    node.delay_s = 1.0
-    begin_s = time.monotonic()
-    assert client.store(link, pb.StoreRequest(session_id=link.session_id, keys=KEY)) is None
-    assert time.monotonic() - begin_s <= DEADLINES.store_s + SLACK_S
-    assert client.link is not link
+def test_store_timeout_breaks_the_link_at_once(node, hasty):
+    link = hasty.link
+    node.answering.clear()
+    assert hasty.store(link, pb.StoreRequest(session_id=link.session_id, keys=KEY)) is None
+    assert hasty.link is not link
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -114,7 +130,7 @@ def test_store_timeout_breaks_the_link_at_once(node, client):
 def test_call_refused_is_a_miss_and_keeps_the_link(node, client, code):
     node.fail_with = code
     link = client.link
-    assert timed_lookup(client)[0] is None
+    assert lookup(client) is None
     assert client.store(link, pb.StoreRequest(session_id=link.session_id, keys=KEY)) is None
     assert client.link is link
 
@@ -123,31 +139,31 @@ def test_node_restarted_client_reconnects_with_a_new_session(node, client):
     before = client.link.session_id
     node.stop()
     wait_until(lambda: client.link is None)
-    assert timed_lookup(client)[0] is None
+    assert lookup(client) is None
     node.stored.add(KEY)
     node.start()
-    assert client.wait_ready(10)
+    assert client.wait_ready(READY_S)
     assert client.link.session_id != before
-    assert timed_lookup(client)[0].matched_blocks == 1
+    assert lookup(client).matched_blocks == 1
 
 
 def test_other_fingerprint_no_session(node):
     node.fingerprint = bytes(32)
-    client = Client(node.endpoint, fake_node.SPEC, DEADLINES)
+    client = Client(node.endpoint, fake_node.SPEC, PATIENT)
     client.start()
-    assert not client.wait_ready(0.5)
+    wait_until(lambda: node.sessions == 2)  # it tries again, so the first has been refused
+    assert client.link is None
     client.close()
 
 
 def test_session_not_answered_close_is_bounded(node):
     node.stalled.set()
-    client = Client(node.endpoint, fake_node.SPEC, DEADLINES)
+    client = Client(node.endpoint, fake_node.SPEC, PATIENT)
     client.start()
     assert not client.wait_ready(0.7)
     begin_s = time.monotonic()
     client.close()
-    assert time.monotonic() - begin_s < 1.0
-    node.stalled.clear()
+    assert time.monotonic() - begin_s < PATIENT.connect_s / 2
 
 
 def test_breaker_failures_double_the_wait_up_to_the_limit():

@@ -5,7 +5,6 @@ The node on a real GPU is tested by tests/gpu.
 """
 
 import threading
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -14,13 +13,14 @@ import torch
 
 from cache_worker import CacheWorker, stored, wait_until
 from fake_device_node import UUID, FakeDeviceNode, MemfdGpu
+from fake_node import PATIENT, READY_S
 from flashquant import device_memory
-from flashquant.client import Deadlines
 from flashquant.device_memory import DeviceMemoryError
 from flashquant.device_segment import DeviceMemory
 from flashquant.keys import Namespace
 from flashquant.link import SessionSpec
 from flashquant.v1 import kv_cache_pb2 as pb
+from flashquant.vllm import worker_core
 from flashquant.vllm.gpu_cache import gpu_cache
 from flashquant.vllm.jobs import StepJobs
 from flashquant.vllm.rows_view import RowsView
@@ -28,7 +28,6 @@ from flashquant.vllm.staging import smallest_segment
 from flashquant.vllm.transport import Direct
 
 LAYERS, HEADS, SIZE, BLOCKS = 2, 3, 64, 40
-DEADLINES = Deadlines(lookup_s=1.0, load_s=3.0, store_s=5.0)
 
 
 def hnd(gpu, tokens):
@@ -89,7 +88,7 @@ NAMESPACE = Namespace("device-test", LAYERS, HEADS, SIZE, pb.DTYPE_BF16)
 class Worker(CacheWorker):
     """A worker core over a KV cache on the pretended GPU."""
 
-    def __init__(self, node, gpu, layout=nhd, tokens=16, deadlines=DEADLINES):
+    def __init__(self, node, gpu, layout=nhd, tokens=16, deadlines=PATIENT):
         self.tensors = layout(gpu, tokens)
         view = RowsView(self.tensors, BLOCKS, HEADS, SIZE)
         spec = SessionSpec("device-test", NAMESPACE, (0, LAYERS), (0, HEADS), segment_bytes=8 << 20,
@@ -167,61 +166,61 @@ def test_node_refuses_pages_travel_through_host_memory(make, node, caplog):
     assert "refused the engine's GPU memory: too many mappings" in caplog.text
 
 
-def slow_load(make, node, seconds):
-    """A load whose deadline passes while the node is at it; (worker, rows at the report, later)."""
-    worker = make(deadlines=replace(DEADLINES, load_s=0.3))
-    chain = worker.chain(4, "slow")
-    worker.save(chain, 0, 4, list(range(16)))
-    stored(node, chain, 4)
-    done = threading.Event()
-    node.before_load = lambda: time.sleep(seconds)
-    using = node._using
+class SlowLoad:
+    """A load whose deadline has passed while the node is at it, about to write."""
 
-    def watched(pages):
-        context = using(pages)
-        return Watched(context, done)
-    node._using = watched
-    target = list(range(20, 36))
-    bad = worker.load(chain, 0, 256, target)
-    assert bad == set(target)
-    at_report = worker.rows(target).clone()
-    done.wait(10)
-    return at_report, worker.rows(target)
+    def __init__(self, make, node):
+        self.worker, self.target = make(deadlines=replace(PATIENT, load_s=1.0)), range(20, 36)
+        chain = self.worker.chain(4, "slow")
+        self.worker.save(chain, 0, 4, list(range(16)))
+        stored(node, chain, 4)
+        begun, self._may_write, self._wrote = (threading.Event() for _ in range(3))
+        node.before_load = lambda: begun.set() or self._may_write.wait(READY_S)
+        node.after_load = self._wrote.set
+        while not begun.is_set():  # a machine that stands still may lose the whole second
+            assert self.worker.client.wait_ready(READY_S)
+            link = self.worker.client.link
+            self.worker.start_load(chain, 0, 256, list(self.target))
+            wait_until(lambda: begun.is_set() or self.worker.core.take_results())
+        wait_until(lambda: self.worker.client.link is not link)
 
+    def rows(self):
+        return self.worker.rows(list(self.target)).clone()
 
-class Watched:
-    """A context manager that sets an event at its end."""
+    def reported(self):
+        wait_until(self.worker.core.take_results)
+        assert self.worker.core.take_bad_blocks() == set(self.target)
+        return self.rows()
 
-    def __init__(self, inner, done):
-        self._inner, self._done = inner, done
-
-    def __enter__(self):
-        return self._inner.__enter__()
-
-    def __exit__(self, *error):
-        result = self._inner.__exit__(*error)
-        self._done.set()
-        return result
+    def written(self):
+        """What is there when the node has ended."""
+        self._may_write.set()
+        wait_until(self._wrote.is_set)
+        return self.rows()
 
 
 def test_load_given_up_is_reported_only_when_the_node_has_ended(make, node):
-    at_report, later = slow_load(make, node, seconds=1.0)
-    assert torch.equal(at_report, later)
+    load = SlowLoad(make, node)
+    before = load.rows()
+    assert load.worker.core.take_results() == set()
+    later = load.written()
+    assert not torch.equal(later, before)
+    assert torch.equal(load.reported(), later)
 
 
 def test_load_given_up_control_without_the_fence_blocks_change_after_the_report(
         make, node, monkeypatch):
     monkeypatch.setattr(Direct, "settle", lambda self, give_up: None)
-    at_report, later = slow_load(make, node, seconds=1.0)
-    assert not torch.equal(at_report, later)
+    load = SlowLoad(make, node)
+    at_report = load.reported()
+    assert not torch.equal(load.written(), at_report)
 
 
 def test_held_request_is_named_once_when_its_saves_have_ended(make, node):
     worker = make()
     chain = worker.chain(4, "held")
-    node.delay_s = 0.0
     may_store, store = threading.Event(), worker.client.store
-    worker.client.store = lambda *args: may_store.wait(5) and store(*args)
+    worker.client.store = lambda *args: may_store.wait() and store(*args)
     worker.save(chain, 0, 4, list(range(16)), "a")
     worker.core.hold_saved(StepJobs(held=["a", "never-saved"]))
     assert worker.core.take_saved() == {"never-saved"}
@@ -236,15 +235,16 @@ def test_requests_whose_saves_have_ended_leave_nothing_behind(make):
     wait_until(lambda: not worker.core._saver._running)
 
 
-def test_preempted_request_is_waited_for(make, node):
+def test_preempted_request_is_waited_for(make, node, caplog, monkeypatch):
     worker = make()
     chain = worker.chain(4, "preempted")
-    store = worker.client.store
-    worker.client.store = lambda *args: time.sleep(0.3) or store(*args)
+    may_store, store = threading.Event(), worker.client.store
+    worker.client.store = lambda *args: may_store.wait() and store(*args)
     worker.save(chain, 0, 4, list(range(16)), "a")
-    begin_s = time.monotonic()
     worker.core.wait_preempted(StepJobs(preempted=["b"]))
-    assert time.monotonic() - begin_s < 0.2
+    assert "still run" not in caplog.text, "it waited for another request"
+    monkeypatch.setattr(worker_core, "PREEMPTED_S", 60.0)
+    threading.Timer(0.2, may_store.set).start()
     worker.core.wait_preempted(StepJobs(preempted=["a"]))
     assert chain.keys(3, 4) in node.stored
 
