@@ -5,13 +5,14 @@ The node is FQ_BUILD/bin/flashquantd (default build/release).
 """
 
 import os
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from flashquant.client import Client, Deadlines
+from cache_worker import wait_until
+from fake_node import PATIENT, READY_S
+from flashquant.client import Client
 from flashquant.codec_set import read_codec_set
 from flashquant.keys import KeyChain, Namespace, root_key
 from flashquant.link import SessionSpec
@@ -61,10 +62,10 @@ class Worker:
         spec = SessionSpec("floor-test", self.namespace, (0, LAYERS), (0, HEADS),
                            segment_bytes=8 << 20)
         self.cache = torch.randn(LAYERS, 12, HEADS, TOKENS, 2 * SIZE).bfloat16()
-        self.client = Client(endpoint, spec, Deadlines(lookup_s=5.0, load_s=10.0, store_s=10.0))
+        self.client = Client(endpoint, spec, PATIENT)
         packing = Packing(0, 1, TOKENS, TOKENS * SIZE, SIZE, 1)
         self.core = WorkerCore(self.client, view_of(list(self.cache), 12), packing, TOKENS)
-        assert self.client.wait_ready(10)
+        assert self.client.wait_ready(READY_S)
 
     def chain(self, name):
         chain = KeyChain(root_key(self.namespace.fingerprint(), self.client.link.info.tenant, name))
@@ -76,28 +77,19 @@ class Worker:
         job = SaveJob("save", begin, chain.keys(begin, end), chain.keys(max(0, begin - 2), begin),
                       list(range(begin, end)), profile)
         self.core.stage_saves(StepJobs(saves=[job]))
-        deadline_s = time.monotonic() + 20
-        while time.monotonic() < deadline_s:
-            match = self.client.lookup(chain.keys(0, end), COMPACT)
-            if match and match.matched_blocks == end:
-                return
-            time.sleep(0.01)
-        raise AssertionError(f"{match}: not stored in 20 s")
+        wait_until(lambda: (match := self.client.lookup(chain.keys(0, end), COMPACT))
+                   and match.matched_blocks == end)
 
     def load(self, chain, floor):
         """Loads the chain's first blocks into engine blocks 8..11; how many of them are good."""
         job = LoadJob("load", chain.keys(0, BLOCKS), 0, BLOCKS * TOKENS, [8, 9, 10, 11], floor)
         self.core.submit_loads(StepJobs(loads=[job]))
-        deadline_s = time.monotonic() + 20
-        while time.monotonic() < deadline_s:
-            if self.core.take_results():
-                return BLOCKS - len(self.core.take_bad_blocks())
-            time.sleep(0.002)
-        raise AssertionError("the load was never reported")
+        wait_until(self.core.take_results)
+        return BLOCKS - len(self.core.take_bad_blocks())
 
 
 def loaded_by_profile(node):
-    counters = node.status(5).counters
+    counters = node.status(READY_S).counters
     return {profile: counters[f'fq_blocks_loaded_total{{profile="{profile.label}"}}']
             for profile in Profile}
 
