@@ -153,11 +153,12 @@ class Device {
   // `urgent`: its work goes before that of queues that are not.
   virtual absl::StatusOr<std::unique_ptr<DeviceQueue>> CreateQueue(bool urgent) = 0;
 
-  // Device memory, `bytes` of it taken at once. ResourceExhausted names what is free.
+  // Device memory, `bytes` of it taken at once. ResourceExhausted names what is free. Of this space
+  // and the next, different granules may be committed at once (memory/ahead_space.h).
   virtual absl::StatusOr<std::unique_ptr<MemorySpace>> CreateSpace(uint64_t bytes) = 0;
 
   // Host memory that the device copies to and from at full speed, at most `bytes` of it; taken as
-  // it is committed, or a little before.
+  // it is committed.
   virtual std::unique_ptr<MemorySpace> CreatePinnedSpace(uint64_t bytes) = 0;
 
   // InvalidArgument: the handle cannot be opened, or its length differs (names both values).

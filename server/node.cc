@@ -10,6 +10,7 @@
 #include "kernels/backend.h"
 #include "kernels/base/check.h"
 #include "kernels/base/status_macros.h"
+#include "kernels/memory/ahead_space.h"
 #ifdef FQ_HAVE_CUDA
 #include "kernels/cuda/cuda_device.h"
 #include "server/peers/nccl_comm.h"
@@ -72,14 +73,22 @@ absl::Status OpenGpu(const Options& options, NodeParts& parts) {
   return absl::OkStatus();
 }
 
+// Pinned memory is the machine's: what is ahead is missing there. The device's is taken already, so
+// more may be, and what is ahead for the wrong size costs that size's unmapping only.
+constexpr uint64_t kPinnedAheadBytes = uint64_t{2} << 30;
+constexpr uint64_t kDeviceAheadShare = 4;
+
 absl::StatusOr<std::unique_ptr<Tiers>> MakeTiers(const Options& options, Device* device) {
   TiersOptions tiers;
   tiers.host.capacity_bytes = options.host_bytes;
   if (device == nullptr) return Tiers::Create(std::move(tiers));
-  tiers.host.space = device->CreatePinnedSpace(options.host_bytes);
+  tiers.host.space = CreateAheadSpace(device->CreatePinnedSpace(options.host_bytes),
+                                      {options.host_bytes, kPinnedAheadBytes});
   tiers.device.emplace();
   tiers.device->capacity_bytes = options.device_bytes;
-  FQ_ASSIGN_OR_RETURN(tiers.device->space, device->CreateSpace(options.device_bytes));
+  FQ_ASSIGN_OR_RETURN(auto space, device->CreateSpace(options.device_bytes));
+  tiers.device->space = CreateAheadSpace(
+      std::move(space), {options.device_bytes, options.device_bytes / kDeviceAheadShare});
   for (int i = 0; i < 2; ++i) {
     FQ_ASSIGN_OR_RETURN(auto queue, device->CreateQueue(false));
     tiers.moves.push_back(std::move(queue));

@@ -55,10 +55,7 @@ class CudaDevice final : public Device {
   }
 
   std::unique_ptr<MemorySpace> CreatePinnedSpace(uint64_t bytes) override {
-    PinnedOptions options;
-    options.device = ordinal_;
-    options.most_bytes = bytes;
-    return fq::CreatePinnedSpace(options);
+    return fq::CreatePinnedSpace(ordinal_, bytes);
   }
 
   absl::StatusOr<std::unique_ptr<DeviceMapping>> Map(const SharedAllocation& allocation) override {

@@ -1,5 +1,6 @@
 // Memory that a tier of the store is made of: address space is reserved generously, memory is put
-// behind it piece by piece. Implementations: host_space.h (mmap), vmm_space.h (a GPU's memory).
+// behind it piece by piece. Implementations: host_space.h (mmap), pinned_space.h, vmm_space.h (a
+// GPU's memory), and ahead_space.h over one of the latter two.
 #pragma once
 
 #include <cstddef>
@@ -7,7 +8,8 @@
 
 namespace fq {
 
-// Not thread-safe: a SlabPool calls it under its mutex. All ranges are multiples of granule_bytes.
+// Not thread-safe, unless it says so: a SlabPool calls it under its mutex. All ranges are multiples
+// of granule_bytes.
 class MemorySpace {
  public:
   virtual ~MemorySpace() = default;

@@ -14,21 +14,12 @@ namespace fq {
 
 inline constexpr size_t kPinnedGranuleBytes = size_t{16} << 20;
 
-struct PinnedOptions {
-  int device = 0;           // becomes current in threads that pin
-  uint64_t most_bytes = 0;  // never more than this is pinned, and Commit is asked for no more
-  // Getting memory and pinning it takes ten times as long as copying to it. So a thread does it, in
-  // every reservation, for what will be committed next: four times what was used so far, but at
-  // least a 64th of all and one granule; and so many bytes in all that are not committed yet. 0:
-  // memory is pinned as it is committed.
-  uint64_t ahead_bytes = uint64_t{2} << 30;
-};
-
 // Readable and writable by the host; pinned for all devices of the process, in granules of
-// kPinnedGranuleBytes that begin at multiples of it. Commit fails where the system pins no more.
-// Each granule is pinned by a call of its own, and CUDA refuses copies that span two: copy by
-// ForEachPinnedPart.
-std::unique_ptr<MemorySpace> CreatePinnedSpace(const PinnedOptions& options);
+// kPinnedGranuleBytes that begin at multiples of it. Commit makes `device` current in the calling
+// thread, takes ten times as long as copying as much, and fails past `most_bytes` or where the
+// system pins no more; it may be called for different granules at once. Each granule is pinned by a
+// call of its own, and CUDA refuses copies that span two: copy by ForEachPinnedPart.
+std::unique_ptr<MemorySpace> CreatePinnedSpace(int device, uint64_t most_bytes);
 
 // Calls copy(offset, bytes), which returns a status, for each part of [host, host + bytes) that
 // lies in one granule, in order. The first error ends it.

@@ -1,6 +1,7 @@
 #include "kernels/memory/vmm_space.h"
 
 #include <map>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -13,7 +14,8 @@ namespace fq {
 namespace {
 
 // Putting a granule behind an address costs 35 us whatever its size (measured on an H200), so they
-// are large; but sizes of slabs take memory from each other by granules, so there are many.
+// are large (and ahead_space.h does it beforehand); but sizes of slabs take memory from each other
+// by granules, so there are many.
 constexpr uint64_t kMinGranules = 256;
 constexpr size_t kMaxGranuleBytes = size_t{32} << 20;
 
@@ -44,6 +46,8 @@ absl::StatusOr<Driver> LookUpDriver() {
   return driver;
 }
 
+using Handles = std::vector<CUmemGenericAllocationHandle>;
+
 CUdeviceptr Address(const std::byte* data) { return reinterpret_cast<CUdeviceptr>(data); }
 
 CUmemAllocationProp PropertiesOn(int device) {
@@ -71,7 +75,10 @@ class DriverSpace final : public VmmSpace {
   size_t granule_bytes() const override { return granule_bytes_; }
   bool on_host() const override { return false; }
   size_t granules() const override { return granules_; }
-  size_t free_granules() const override { return free_.size(); }
+  size_t free_granules() const override {
+    const std::lock_guard lock(mutex_);
+    return free_.size();
+  }
 
   std::byte* Reserve(size_t bytes) override;
   void Unreserve(std::byte* begin, size_t bytes) override;
@@ -80,16 +87,19 @@ class DriverSpace final : public VmmSpace {
   absl::StatusOr<int> Export(const std::byte* begin) const override;
 
  private:
-  bool MapGranule(std::byte* begin);
+  Handles TakeFree(size_t granules);
+  size_t Map(std::byte* begin, const Handles& handles);
+  bool Allow(std::byte* begin, size_t bytes);
   void Release(std::byte* begin, size_t bytes);
 
   const Driver driver_;
   const int device_;
   const size_t granule_bytes_;
   size_t granules_ = 0;
-  std::vector<CUmemGenericAllocationHandle> free_;
+  std::map<std::byte*, size_t> reservations_;  // bytes by begin
+  mutable std::mutex mutex_;                   // of all below
+  Handles free_;
   std::map<const std::byte*, CUmemGenericAllocationHandle> mapped_;  // by where the granule begins
-  std::map<std::byte*, size_t> reservations_;                        // bytes by begin
 };
 
 absl::Status DriverSpace::Take(uint64_t granules) {
@@ -121,30 +131,56 @@ void DriverSpace::Release(std::byte* begin, size_t bytes) {
   driver_.unreserve(Address(begin), bytes);
 }
 
+// The driver's calls, which take their time, without the mutex.
 bool DriverSpace::Commit(std::byte* begin, size_t bytes) {
-  if (bytes > free_.size() * granule_bytes_) return false;
-  size_t done = 0;
-  while (done < bytes && MapGranule(begin + done)) done += granule_bytes_;
+  const Handles handles = TakeFree(bytes / granule_bytes_);
+  if (handles.empty()) return false;
+  const size_t mapped = Map(begin, handles);
+  const bool ready = mapped == handles.size() && Allow(begin, bytes);
+  {
+    const std::lock_guard lock(mutex_);
+    for (size_t i = 0; i < mapped; ++i) mapped_.emplace(begin + i * granule_bytes_, handles[i]);
+    free_.insert(free_.end(), handles.begin() + static_cast<ptrdiff_t>(mapped), handles.end());
+  }
+  if (!ready) Decommit(begin, mapped * granule_bytes_);
+  return ready;
+}
+
+// So many, or none.
+Handles DriverSpace::TakeFree(size_t granules) {
+  const std::lock_guard lock(mutex_);
+  if (granules > free_.size()) return {};
+  const auto first = free_.end() - static_cast<ptrdiff_t>(granules);
+  Handles handles(first, free_.end());
+  free_.erase(first, free_.end());
+  return handles;
+}
+
+// How many could be.
+size_t DriverSpace::Map(std::byte* begin, const Handles& handles) {
+  if (cudaSetDevice(device_) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  size_t mapped = 0;
+  while (mapped < handles.size() &&
+         driver_.map(Address(begin + mapped * granule_bytes_), granule_bytes_, 0, handles[mapped],
+                     0) == CUDA_SUCCESS) {
+    ++mapped;
+  }
+  return mapped;
+}
+
+bool DriverSpace::Allow(std::byte* begin, size_t bytes) {
   CUmemAccessDesc access{};
   access.location = PropertiesOn(device_).location;
   access.flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE;
-  if (done == bytes && driver_.set_access(Address(begin), bytes, &access, 1) == CUDA_SUCCESS) {
-    return true;
-  }
-  Decommit(begin, done);
-  return false;
-}
-
-bool DriverSpace::MapGranule(std::byte* begin) {
-  const CUmemGenericAllocationHandle handle = free_.back();
-  if (driver_.map(Address(begin), granule_bytes_, 0, handle, 0) != CUDA_SUCCESS) return false;
-  free_.pop_back();
-  mapped_.emplace(begin, handle);
-  return true;
+  return driver_.set_access(Address(begin), bytes, &access, 1) == CUDA_SUCCESS;
 }
 
 // A granule that the driver does not unmap (the device is lost) is not used again.
 void DriverSpace::Decommit(std::byte* begin, size_t bytes) {
+  const std::lock_guard lock(mutex_);
   auto it = mapped_.lower_bound(begin);
   while (it != mapped_.end() && it->first < begin + bytes) {
     if (driver_.unmap(Address(it->first), granule_bytes_) == CUDA_SUCCESS) {
@@ -157,6 +193,7 @@ void DriverSpace::Decommit(std::byte* begin, size_t bytes) {
 }
 
 absl::StatusOr<int> DriverSpace::Export(const std::byte* begin) const {
+  const std::lock_guard lock(mutex_);
   const auto it = mapped_.find(begin);
   if (it == mapped_.end()) {
     return absl::InvalidArgumentError("no granule of device memory begins there");

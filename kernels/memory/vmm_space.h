@@ -12,11 +12,12 @@
 namespace fq {
 
 // Ready for kernels and copies of its device, on any stream; not readable by the host. A range that
-// is taken back must not be in use by queued work. Outlives its reservations' users.
+// is taken back must not be in use by queued work. Outlives its reservations' users. Commit makes
+// the device current in the calling thread, and may be called for different granules at once.
 class VmmSpace : public MemorySpace {
  public:
   virtual size_t granules() const = 0;
-  virtual size_t free_granules() const = 0;
+  virtual size_t free_granules() const = 0;  // that are behind no address
 
   // A new file descriptor, the caller's, of the granule behind `begin`; another process imports it
   // with cuMemImportFromShareableHandle. InvalidArgument: no granule begins there.

@@ -63,7 +63,7 @@ class SlabPool {
       ABSL_LOCKS_EXCLUDED(mu_);
 
   // Slabs of these sizes will come: has addresses for the first, so that the space can have memory
-  // ready for them (PinnedOptions::ahead_bytes). Nothing is allocated.
+  // ready for them (kernels/memory/ahead_space.h). Nothing is allocated.
   void Expect(size_t primary_bytes, size_t refinement_bytes) ABSL_LOCKS_EXCLUDED(mu_);
 
   // Takes the extents back. The memory of a chunk without live slots goes back to the space, unless

@@ -15,6 +15,7 @@
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/memory/ahead_space.h"
 #include "server/tiers.h"
 #include "tests/conformance/described_payload.h"
 #include "tests/testing/check_cuda.h"
@@ -38,8 +39,12 @@ class TiersOnDevice : public testing::Test {
  protected:
   void Create(uint64_t host_bytes, uint64_t device_bytes) {
     TiersOptions options;
-    options.host = {host_bytes, 16, device_->CreatePinnedSpace(host_bytes)};
-    options.device = StoreOptions{device_bytes, 16, device_->CreateSpace(device_bytes).value()};
+    options.host = {
+        host_bytes, 16,
+        CreateAheadSpace(device_->CreatePinnedSpace(host_bytes), {host_bytes, uint64_t{2} << 30})};
+    options.device = StoreOptions{device_bytes, 16,
+                                  CreateAheadSpace(device_->CreateSpace(device_bytes).value(),
+                                                   {device_bytes, device_bytes / 4})};
     for (int i = 0; i < 2; ++i) {
       options.moves.push_back(device_->CreateQueue(false).value());
     }

@@ -13,6 +13,11 @@
 namespace fq {
 namespace {
 
+std::mutex& Mutex() {
+  static std::mutex mutex;
+  return mutex;
+}
+
 std::map<CUdeviceptr, size_t>& Mapped() {
   static std::map<CUdeviceptr, size_t> mapped;
   return mapped;
@@ -36,14 +41,15 @@ int Descriptor(CUmemGenericAllocationHandle handle) {
   return ftruncate(granule.fd, static_cast<off_t>(granule.bytes)) == 0 ? granule.fd : -1;
 }
 
-std::mutex& PinMutex() {
-  static std::mutex mutex;
-  return mutex;
-}
-
 std::map<void*, size_t>& Pinned() {
   static std::map<void*, size_t> pinned;
   return pinned;
+}
+
+// Of this thread. Stricter than the driver, which wants it of some calls only.
+bool& DeviceIsCurrent() {
+  thread_local bool current = false;
+  return current;
 }
 
 bool Fails(const char* call) {
@@ -59,6 +65,7 @@ CUresult Granularity(size_t* granularity, const CUmemAllocationProp*,
 
 CUresult Create(CUmemGenericAllocationHandle* handle, size_t size, const CUmemAllocationProp*,
                 unsigned long long) {
+  const std::lock_guard lock(Mutex());
   if (Fails("cuMemCreate")) return CUDA_ERROR_NOT_PERMITTED;
   if (size > Driver().free_bytes) return CUDA_ERROR_OUT_OF_MEMORY;
   static CUmemGenericAllocationHandle last = 0;
@@ -70,6 +77,7 @@ CUresult Create(CUmemGenericAllocationHandle* handle, size_t size, const CUmemAl
 }
 
 CUresult Release(CUmemGenericAllocationHandle handle) {
+  const std::lock_guard lock(Mutex());
   const auto it = Granules().find(handle);
   if (it == Granules().end()) return CUDA_ERROR_INVALID_VALUE;
   Driver().free_bytes += it->second.bytes;
@@ -80,6 +88,7 @@ CUresult Release(CUmemGenericAllocationHandle handle) {
 }
 
 CUresult Reserve(CUdeviceptr* begin, size_t size, size_t, CUdeviceptr, unsigned long long) {
+  const std::lock_guard lock(Mutex());
   if (Fails("cuMemAddressReserve")) return CUDA_ERROR_OUT_OF_MEMORY;
   void* data = mmap(nullptr, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (data == MAP_FAILED) return CUDA_ERROR_OUT_OF_MEMORY;
@@ -89,6 +98,7 @@ CUresult Reserve(CUdeviceptr* begin, size_t size, size_t, CUdeviceptr, unsigned 
 }
 
 CUresult Unreserve(CUdeviceptr begin, size_t size) {
+  const std::lock_guard lock(Mutex());
   --Driver().reservations;
   const auto it = Mapped().lower_bound(begin);
   if (it != Mapped().end() && it->first < begin + size) return CUDA_ERROR_INVALID_VALUE;
@@ -99,6 +109,8 @@ CUresult Unreserve(CUdeviceptr begin, size_t size) {
 // Not readable before SetAccess, as on a device.
 CUresult Map(CUdeviceptr begin, size_t size, size_t, CUmemGenericAllocationHandle handle,
              unsigned long long) {
+  const std::lock_guard lock(Mutex());
+  if (!DeviceIsCurrent()) return CUDA_ERROR_INVALID_CONTEXT;
   if (Fails("cuMemMap") || Mapped().count(begin) != 0) return CUDA_ERROR_INVALID_VALUE;
   void* data = mmap(reinterpret_cast<void*>(begin), size, PROT_NONE, MAP_SHARED | MAP_FIXED,
                     Descriptor(handle), 0);
@@ -110,6 +122,7 @@ CUresult Map(CUdeviceptr begin, size_t size, size_t, CUmemGenericAllocationHandl
 
 // Of exactly what one Map mapped.
 CUresult Unmap(CUdeviceptr begin, size_t size) {
+  const std::lock_guard lock(Mutex());
   const auto it = Mapped().find(begin);
   if (Fails("cuMemUnmap") || it == Mapped().end() || it->second != size) {
     return CUDA_ERROR_INVALID_VALUE;
@@ -122,6 +135,8 @@ CUresult Unmap(CUdeviceptr begin, size_t size) {
 }
 
 CUresult SetAccess(CUdeviceptr begin, size_t size, const CUmemAccessDesc* access, size_t) {
+  const std::lock_guard lock(Mutex());
+  if (!DeviceIsCurrent()) return CUDA_ERROR_INVALID_CONTEXT;
   if (Fails("cuMemSetAccess")) return CUDA_ERROR_INVALID_VALUE;
   if (access->flags != CU_MEM_ACCESS_FLAGS_PROT_READWRITE) return CUDA_ERROR_INVALID_VALUE;
   return mprotect(reinterpret_cast<void*>(begin), size, PROT_READ | PROT_WRITE) == 0
@@ -131,6 +146,7 @@ CUresult SetAccess(CUdeviceptr begin, size_t size, const CUmemAccessDesc* access
 
 CUresult Share(void* out, CUmemGenericAllocationHandle handle, CUmemAllocationHandleType type,
                unsigned long long) {
+  const std::lock_guard lock(Mutex());
   if (type != CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR) return CUDA_ERROR_INVALID_VALUE;
   const int fd = dup(Descriptor(handle));
   std::memcpy(out, &fd, sizeof(fd));
@@ -161,7 +177,7 @@ const std::map<std::string, void*>& Functions() {
 }  // namespace
 
 uint64_t PinnedBytes() {
-  const std::lock_guard lock(PinMutex());
+  const std::lock_guard lock(Mutex());
   return Driver().pinned_bytes;
 }
 
@@ -186,7 +202,9 @@ cudaError_t cudaGetDriverEntryPointByVersion(const char* symbol, void** function
 }
 
 cudaError_t cudaSetDevice(int) {
-  return fq::Driver().present ? cudaSuccess : cudaErrorInsufficientDriver;
+  if (!fq::Driver().present) return cudaErrorInsufficientDriver;
+  fq::DeviceIsCurrent() = true;
+  return cudaSuccess;
 }
 
 cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
@@ -200,8 +218,9 @@ cudaError_t cudaGetLastError() { return cudaSuccess; }
 const char* cudaGetErrorString(cudaError_t) { return "no driver"; }
 
 cudaError_t cudaHostRegister(void* data, size_t bytes, unsigned int) {
-  const std::lock_guard lock(fq::PinMutex());
+  const std::lock_guard lock(fq::Mutex());
   fq::DriverStandIn& driver = fq::Driver();
+  if (!fq::DeviceIsCurrent()) return cudaErrorDeviceUninitialized;
   if (driver.pinned_bytes + bytes > driver.pinned_limit_bytes) return cudaErrorMemoryAllocation;
   if (!fq::Pinned().emplace(data, bytes).second) return cudaErrorHostMemoryAlreadyRegistered;
   driver.pinned_bytes += bytes;
@@ -209,7 +228,7 @@ cudaError_t cudaHostRegister(void* data, size_t bytes, unsigned int) {
 }
 
 cudaError_t cudaHostUnregister(void* data) {
-  const std::lock_guard lock(fq::PinMutex());
+  const std::lock_guard lock(fq::Mutex());
   const auto it = fq::Pinned().find(data);
   if (it == fq::Pinned().end()) return cudaErrorHostMemoryNotRegistered;
   fq::Driver().pinned_bytes -= it->second;

@@ -1,6 +1,6 @@
 // In the place of the CUDA runtime and driver: memory management over memfds, for tests of
-// kernels/memory without a GPU. Only pinning is thread-safe. Link driver_stand_in.cc instead of
-// cudart.
+// kernels/memory without a GPU. Calls are thread-safe, the struct is not: while another thread
+// makes calls, read none of it but by PinnedBytes(). Link driver_stand_in.cc instead of cudart.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,7 @@ struct DriverStandIn {
 
   // What is out.
   int handles = 0, mappings = 0, reservations = 0;
-  uint64_t pinned_bytes = 0;  // while another thread pins, read PinnedBytes()
+  uint64_t pinned_bytes = 0;
 };
 
 uint64_t PinnedBytes();

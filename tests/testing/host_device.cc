@@ -85,10 +85,11 @@ Handles<HostWorkerEvent::State>& Events() {
 }
 
 // Memory of the device or, with on_host, pinned memory. Address space is a sparse memfd.
+// Thread-safe.
 class SparseSpace final : public MemorySpace {
  public:
   SparseSpace(std::shared_ptr<HostDevice::State> device, uint64_t bytes, bool on_host)
-      : device_(std::move(device)), bytes_(bytes), left_(bytes), on_host_(on_host) {}
+      : device_(std::move(device)), bytes_(bytes), on_host_(on_host), left_(bytes) {}
   ~SparseSpace() override {
     if (!on_host_) device_->free_bytes += bytes_;
   }
@@ -100,11 +101,13 @@ class SparseSpace final : public MemorySpace {
     const int fd = CreateMemfd(bytes);
     auto memory = std::make_unique<GuardedMemory>(fd, bytes);
     std::byte* begin = on_host_ ? memory->host() : memory->device();
+    const std::lock_guard lock(mutex_);
     reserved_[begin] = {fd, std::move(memory), std::vector<bool>(bytes / kGranule)};
     return begin;
   }
 
   void Unreserve(std::byte* begin, size_t bytes) override {
+    const std::lock_guard lock(mutex_);
     const auto found = reserved_.find(begin);
     FQ_CHECK(found != reserved_.end() && found->second.memory->bytes() == bytes);
     for (const bool committed : found->second.committed) left_ += committed ? kGranule : 0;
@@ -113,6 +116,7 @@ class SparseSpace final : public MemorySpace {
   }
 
   bool Commit(std::byte* begin, size_t bytes) override {
+    const std::lock_guard lock(mutex_);
     if (bytes > left_) return false;
     left_ -= bytes;
     Mark(begin, bytes, true);
@@ -120,6 +124,7 @@ class SparseSpace final : public MemorySpace {
   }
 
   void Decommit(std::byte* begin, size_t bytes) override {
+    const std::lock_guard lock(mutex_);
     left_ += bytes;
     Reservation& reservation = Mark(begin, bytes, false);
     FQ_CHECK(fallocate(reservation.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
@@ -150,8 +155,9 @@ class SparseSpace final : public MemorySpace {
 
   const std::shared_ptr<HostDevice::State> device_;
   const uint64_t bytes_;
-  uint64_t left_;
   const bool on_host_;
+  std::mutex mutex_;  // of all below
+  uint64_t left_;
   std::map<std::byte*, Reservation> reserved_;
 };
 

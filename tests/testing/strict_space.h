@@ -1,5 +1,5 @@
 // Memory for tests of the store: large granules, a hard limit, and whoever touches what is not
-// committed is killed. Ends the process when it is used against memory_space.h.
+// committed is killed. Ends the process when it is used against memory_space.h. Thread-safe.
 #pragma once
 
 #include <sys/mman.h>
@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <iterator>
 #include <map>
+#include <mutex>
 #include <set>
 
 #include "kernels/base/check.h"
@@ -25,19 +26,27 @@ class StrictSpace final : public MemorySpace {
   bool on_host() const override { return true; }
   bool keeps_idle() const override { return keeps_idle_; }
   void set_keeps_idle(bool keeps_idle) { keeps_idle_ = keeps_idle; }
-  size_t reservations() const { return reserved_.size(); }
-  size_t committed_bytes() const { return committed_.size() * granule_bytes_; }
+  size_t reservations() const {
+    const std::lock_guard lock(mutex_);
+    return reserved_.size();
+  }
+  size_t committed_bytes() const {
+    const std::lock_guard lock(mutex_);
+    return committed_.size() * granule_bytes_;
+  }
 
   std::byte* Reserve(size_t bytes) override {
     FQ_CHECK(bytes > 0 && bytes % granule_bytes_ == 0);
     void* data =
         mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     FQ_CHECK(data != MAP_FAILED);
+    const std::lock_guard lock(mutex_);
     reserved_[static_cast<std::byte*>(data)] = bytes;
     return static_cast<std::byte*>(data);
   }
 
   void Unreserve(std::byte* begin, size_t bytes) override {
+    const std::lock_guard lock(mutex_);
     FQ_CHECK(reserved_.count(begin) == 1 && reserved_[begin] == bytes);
     committed_.erase(committed_.lower_bound(begin), committed_.lower_bound(begin + bytes));
     reserved_.erase(begin);
@@ -45,6 +54,7 @@ class StrictSpace final : public MemorySpace {
   }
 
   bool Commit(std::byte* begin, size_t bytes) override {
+    const std::lock_guard lock(mutex_);
     CheckRange(begin, bytes);
     FQ_CHECK(CommittedIn(begin, bytes) == 0);
     if (committed_.size() + bytes / granule_bytes_ > limit_granules_) return false;
@@ -53,6 +63,7 @@ class StrictSpace final : public MemorySpace {
   }
 
   void Decommit(std::byte* begin, size_t bytes) override {
+    const std::lock_guard lock(mutex_);
     CheckRange(begin, bytes);
     FQ_CHECK(CommittedIn(begin, bytes) == bytes / granule_bytes_);
     committed_.erase(committed_.lower_bound(begin), committed_.lower_bound(begin + bytes));
@@ -78,6 +89,7 @@ class StrictSpace final : public MemorySpace {
   const size_t granule_bytes_;
   const size_t limit_granules_;
   bool keeps_idle_ = true;
+  mutable std::mutex mutex_;               // of all below
   std::map<std::byte*, size_t> reserved_;  // bytes by begin
   std::set<std::byte*> committed_;         // where granules begin
 };

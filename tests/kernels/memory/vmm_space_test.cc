@@ -8,7 +8,10 @@
 
 #include <cstring>
 #include <string>
+#include <thread>
+#include <utility>
 
+#include "kernels/memory/ahead_space.h"
 #include "tests/testing/driver_stand_in.h"
 
 namespace fq {
@@ -26,6 +29,13 @@ class VmmSpaceTest : public testing::Test {
     EXPECT_EQ(Driver().reservations, 0);
   }
   void Create(uint64_t bytes) { space_ = CreateVmmSpace(0, bytes).value(); }
+
+  // The same with all of it ahead, where there are reservations for it; `vmm` is what is below.
+  static std::unique_ptr<MemorySpace> CreateAhead(uint64_t bytes, VmmSpace*& vmm) {
+    auto space = CreateVmmSpace(0, bytes).value();
+    vmm = space.get();
+    return CreateAheadSpace(std::move(space), {bytes, bytes});
+  }
 
   std::unique_ptr<VmmSpace> space_;
 };
@@ -149,6 +159,56 @@ TEST_F(VmmSpaceTest, Export_IsTheSameMemory) {
   EXPECT_EQ(byte, 9);
   close(*fd);
   EXPECT_TRUE(absl::IsInvalidArgument(space_->Export(begin + 1).status()));
+}
+
+// By another thread, for which the device is made current; the stand-in refuses it otherwise.
+TEST_F(VmmSpaceTest, MappedAhead_IsHadAndCanBeExported) {
+  VmmSpace* vmm = nullptr;
+  const auto space = CreateAhead(4 * kGranule, vmm);
+  std::byte* begin = space->Reserve(4 * kGranule);
+  ASSERT_TRUE(space->Commit(begin, kGranule));
+  while (vmm->free_granules() > 0) std::this_thread::yield();  // or this test has failed
+  ASSERT_TRUE(space->Commit(begin + kGranule, 2 * kGranule));
+  begin[2 * kGranule + 5] = std::byte{9};
+  const auto fd = vmm->Export(begin + 2 * kGranule);
+  ASSERT_TRUE(fd.ok()) << fd.status();
+  char byte = 0;
+  EXPECT_EQ(pread(*fd, &byte, 1, 5), 1);
+  EXPECT_EQ(byte, 9);
+  close(*fd);
+  space->Unreserve(begin, 4 * kGranule);
+  EXPECT_EQ(vmm->free_granules(), 4u);
+}
+
+TEST_F(VmmSpaceTest, MappedAhead_GivesWayToAnotherReservation) {
+  VmmSpace* vmm = nullptr;
+  const auto space = CreateAhead(4 * kGranule, vmm);
+  std::byte* first = space->Reserve(4 * kGranule);
+  ASSERT_TRUE(space->Commit(first, kGranule));
+  while (vmm->free_granules() > 0) std::this_thread::yield();  // or this test has failed
+  std::byte* second = space->Reserve(4 * kGranule);
+  ASSERT_TRUE(space->Commit(second, 3 * kGranule));
+  std::memset(second, 1, 3 * kGranule);
+  EXPECT_FALSE(space->Commit(first + kGranule, kGranule));
+  space->Unreserve(first, 4 * kGranule);
+  space->Unreserve(second, 4 * kGranule);
+}
+
+// The driver refuses the thread: it ends, and what others commit is mapped when the driver is well.
+TEST_F(VmmSpaceTest, MapAhead_DriverFails_NothingElseDoes) {
+  Driver().fail = "cuMemSetAccess";
+  VmmSpace* vmm = nullptr;
+  auto space = CreateAhead(4 * kGranule, vmm);
+  std::byte* begin = space->Reserve(4 * kGranule);
+  EXPECT_FALSE(space->Commit(begin, kGranule));  // has waited for the thread, or ended it
+  space->Unreserve(begin, 4 * kGranule);
+  EXPECT_EQ(vmm->free_granules(), 4u);
+  EXPECT_EQ(Driver().mappings, 0);
+  Driver().fail.clear();
+  begin = space->Reserve(4 * kGranule);
+  ASSERT_TRUE(space->Commit(begin, 4 * kGranule));
+  std::memset(begin, 1, 4 * kGranule);
+  space.reset();  // with what is mapped
 }
 
 }  // namespace
