@@ -44,13 +44,13 @@ def survives(server) -> Iterator[None]:
     with server.channel() as channel, Session(channel) as session:
         session.store(KEYS)
         assert session.fetch(KEYS) == len(KEYS)
-    eventually(lambda: server.status().sessions == 0, 2, "sessions end")
+    eventually(lambda: server.status().sessions == 0, "sessions end")
     before, memory = process.num_fds(), server.rss_bytes()
     yield
-    eventually(lambda: server.status().sessions == 0, 3, "sessions end")
+    eventually(lambda: server.status().sessions == 0, "sessions end")
     assert server.process.poll() is None, server.log
     with server.channel() as channel, Session(channel) as session:
         assert session.fetch(KEYS) == len(KEYS)
-    eventually(lambda: process.num_fds() <= before + 2, 5, "descriptors are closed")
+    eventually(lambda: process.num_fds() <= before + 2, "descriptors are closed")
     assert server.status().counters["fq_segments"] == 0
     assert server.rss_bytes() < memory + MEMORY_GROWTH_MAX

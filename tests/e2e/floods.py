@@ -86,13 +86,13 @@ class Target:
     cert: str = ""
     key: str = ""
 
-    def connect(self) -> socket.socket:
+    def connect(self, timeout_s: float = 1) -> socket.socket:
         if self.path:
             peer = socket.socket(socket.AF_UNIX)
-            peer.settimeout(1)
+            peer.settimeout(timeout_s)
             peer.connect(self.path)
             return peer
-        return socket.create_connection(("127.0.0.1", self.port), timeout=1)
+        return socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s)
 
     def wrap(self, peer: socket.socket) -> socket.socket:
         """The same with TLS, shaken hands."""

@@ -17,8 +17,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 BUILD = pathlib.Path(os.environ.get("FQ_BUILD", ROOT / "build/release"))
 FLASHQUANTD = BUILD / "bin/flashquantd"
 FQCTL = BUILD / "bin/fqctl"
-START_SECONDS = 20
-STOP_SECONDS = 30
+# Of what must happen: a machine may be slow, or stand still for some seconds.
+WAIT_SECONDS = 60
+LEASE_MS = 600_000  # no lease ends while a test is held up
 
 
 class Node:
@@ -29,7 +30,8 @@ class Node:
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="fq-"))  # short: sockets have 107 bytes
         self.socket = self.folder / "fq.sock"
         self.endpoint = f"unix://{self.socket}"
-        self.flags = {"socket": self.socket, "metrics_listen": "", "tenant": "default"} | flags
+        self.flags = {"socket": self.socket, "metrics_listen": "", "tenant": "default",
+                      "lease_ms": LEASE_MS} | flags
         self.process: subprocess.Popen | None = None
 
     @property
@@ -43,7 +45,7 @@ class Node:
     def start(self) -> "Node":
         """Returns once it answers; AssertionError with its log when it does not."""
         self.process = spawn(self.flags, self.folder / "log")
-        limit = time.monotonic() + START_SECONDS
+        limit = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < limit and self.process.poll() is None:
             try:
                 self.status(timeout_s=1)
@@ -59,7 +61,7 @@ class Node:
             ("grpc.max_receive_message_length", -1),
             ("grpc.initial_reconnect_backoff_ms", 50), ("grpc.max_reconnect_backoff_ms", 200)])
 
-    def status(self, timeout_s: float = 5) -> admin_pb2.StatusResponse:
+    def status(self, timeout_s: float = WAIT_SECONDS) -> admin_pb2.StatusResponse:
         with self.channel() as channel:
             stub = admin_pb2_grpc.AdminStub(channel)
             return stub.Status(admin_pb2.StatusRequest(), timeout=timeout_s)
@@ -74,7 +76,7 @@ class Node:
         """SIGSTOP, in force on return; SIGCONT ends it."""
         self.signal(signal.SIGSTOP)
         process = psutil.Process(self.pid)
-        eventually(lambda: process.status() == psutil.STATUS_STOPPED, 2, "the node stops")
+        eventually(lambda: process.status() == psutil.STATUS_STOPPED, "the node stops")
 
     def kill(self) -> None:
         """As a crash: nothing runs any more."""
@@ -84,7 +86,7 @@ class Node:
     def stop(self) -> int:
         """SIGTERM and wait; the exit code."""
         self.process.terminate()
-        return self.process.wait(STOP_SECONDS)
+        return self.process.wait(WAIT_SECONDS)
 
     def remove(self) -> None:
         """Ends it, whatever its state, and its folder."""
@@ -113,7 +115,7 @@ def spawn(flags: dict[str, object], log: pathlib.Path) -> subprocess.Popen:
 def run_flashquantd(*args: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess:
     """To its end, for starts that are refused and for --print-config."""
     return subprocess.run([FLASHQUANTD, *args], capture_output=True, text=True,
-                          timeout=START_SECONDS,
+                          timeout=WAIT_SECONDS,
                           env={"PATH": os.defpath} | (env or {}))
 
 
@@ -121,7 +123,8 @@ def fqctl(*args: object, endpoint: str | None = None) -> subprocess.CompletedPro
     """fqctl to its end."""
     where = [f"--endpoint={endpoint}"] if endpoint else []
     return subprocess.run([FQCTL, *where, *map(str, args)], capture_output=True, text=True,
-                          timeout=START_SECONDS, env={"PATH": os.defpath})
+                          timeout=2 * WAIT_SECONDS,
+                          env={"PATH": os.defpath, "FQCTL_DEADLINE_MS": f"{WAIT_SECONDS}000"})
 
 
 def free_port() -> int:
@@ -131,9 +134,9 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def eventually(condition, seconds: float, what: str) -> None:
+def eventually(condition, what: str) -> None:
     """Polls until `condition()`; AssertionError says what did not come true."""
-    limit = time.monotonic() + seconds
+    limit = time.monotonic() + WAIT_SECONDS
     while not condition():
-        assert time.monotonic() < limit, f"not within {seconds} s: {what}"
+        assert time.monotonic() < limit, f"not within {WAIT_SECONDS} s: {what}"
         time.sleep(0.02)

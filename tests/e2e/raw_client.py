@@ -16,6 +16,7 @@ import grpc
 import numpy as np
 from flashquant.v1 import kv_cache_pb2 as pb
 from flashquant.v1 import kv_cache_pb2_grpc as pb_grpc
+from node_process import WAIT_SECONDS
 
 LAYERS, HEADS, HEAD_SIZE, ELEMENT_BYTES = 2, 2, 64, 2
 ROWS_BYTES = 64 * HEAD_SIZE * ELEMENT_BYTES  # K or V of one page
@@ -91,7 +92,7 @@ class Segment:
 def segment_call(path: str, packet: bytes, fds: list[int]) -> tuple[int, int, str]:
     """One packet to the segment socket and its answer; an empty answer is status -1."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as peer:
-        peer.settimeout(5)
+        peer.settimeout(WAIT_SECONDS)
         peer.connect(path)
         socket.send_fds(peer, [packet], fds)
         reply = peer.recv(4096)
@@ -125,19 +126,19 @@ class Session:
         self._outbox.put(None)
         self._stream.cancel()
 
-    def store(self, keys: list[bytes], timeout_s: float = 10, **changes: object) -> list[int]:
+    def store(self, keys: list[bytes], timeout_s: float = WAIT_SECONDS, **changes: object) -> list[int]:
         """Inline, profile exact; statuses."""
         fields = {"session_id": self.id, "profile": pb.PROFILE_EXACT, "keys": b"".join(keys),
                   "pages": pages(len(keys)), "payload": b"".join(map(content, keys))}
         request = pb.StoreRequest(**fields | changes)
         return list(self.stub.Store(request, timeout=timeout_s).statuses)
 
-    def lookup(self, keys: list[bytes], timeout_s: float = 10,
+    def lookup(self, keys: list[bytes], timeout_s: float = WAIT_SECONDS,
                **changes: object) -> pb.LookupResponse:
         fields = {"session_id": self.id, "keys": b"".join(keys)}
         return self.stub.Lookup(pb.LookupRequest(**fields | changes), timeout=timeout_s)
 
-    def load(self, lease: bytes, count: int, first: int = 0, timeout_s: float = 10) -> Loaded:
+    def load(self, lease: bytes, count: int, first: int = 0, timeout_s: float = WAIT_SECONDS) -> Loaded:
         """Inline."""
         request = pb.LoadRequest(session_id=self.id, lease_id=lease, first_block=first,
                                  block_count=count)
@@ -151,9 +152,9 @@ class Session:
 
     def release(self, *leases: bytes) -> pb.ReleaseResponse:
         return self.stub.Release(pb.ReleaseRequest(session_id=self.id, lease_ids=leases),
-                                 timeout=10)
+                                 timeout=WAIT_SECONDS)
 
-    def fetch(self, keys: list[bytes], timeout_s: float = 10) -> int:
+    def fetch(self, keys: list[bytes], timeout_s: float = WAIT_SECONDS) -> int:
         """Looks up, loads and compares: blocks delivered. AssertionError on any wrong byte."""
         found = self.lookup(keys, timeout_s)
         if not found.matched_blocks:

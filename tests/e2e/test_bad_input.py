@@ -9,7 +9,7 @@ import time
 
 import grpc
 import pytest
-from node_process import Node
+from node_process import WAIT_SECONDS, Node
 from raw_client import (BLOCK_BYTES, Session, chain, content, descriptor, layout, open_request,
                         pages, pb)
 
@@ -22,7 +22,6 @@ MAX = {32: 2**32 - 1, 64: 2**64 - 1}
 BLOCKS_MAX = 64  # --max-blocks-per-call below
 RSS_GROWTH_MAX = 96 << 20
 NAMESPACES_MAX = 8
-SETTLE_SECONDS = 10
 KEYS = chain("bad input", 4)
 
 
@@ -53,9 +52,9 @@ def held(node: Node) -> dict:
 
 
 def settled(server, wanted: dict) -> dict:
-    """What the node holds, as soon as it is `wanted` or after SETTLE_SECONDS: a session ends some
+    """What the node holds, as soon as it is `wanted` or after WAIT_SECONDS: a session ends some
     time after its client has left."""
-    end = time.monotonic() + SETTLE_SECONDS
+    end = time.monotonic() + WAIT_SECONDS
     while (found := held(server)) != wanted and time.monotonic() < end:
         time.sleep(0.05)
     return found
@@ -193,7 +192,7 @@ def test_store(changes, code, parts, session, unchanged):
     fields = {"session_id": session.id, "profile": pb.PROFILE_EXACT, "keys": key[0],
               "pages": pages(1), "payload": content(key[0])}
     request = pb.StoreRequest(**fields | changes)
-    expect(lambda: session.stub.Store(request, timeout=10), code, parts)
+    expect(lambda: session.stub.Store(request, timeout=WAIT_SECONDS), code, parts)
     assert session.lookup(key).matched_blocks == 0
 
 
@@ -210,7 +209,7 @@ def test_store(changes, code, parts, session, unchanged):
 def test_lookup(changes, code, parts, session, unchanged):
     fields = {"session_id": session.id, "keys": KEYS[0]}
     request = pb.LookupRequest(**fields | changes)
-    expect(lambda: session.stub.Lookup(request, timeout=10), code, parts)
+    expect(lambda: session.stub.Lookup(request, timeout=WAIT_SECONDS), code, parts)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +237,7 @@ def lease(session) -> bytes:
 def test_load(changes, code, parts, session, lease, unchanged):
     fields = {"session_id": session.id, "lease_id": lease, "block_count": 1}
     request = pb.LoadRequest(**fields | changes)
-    expect(lambda: session.stub.Load(request, timeout=10), code, parts)
+    expect(lambda: session.stub.Load(request, timeout=WAIT_SECONDS), code, parts)
 
 
 Q_BYTES = 2 * 3 * 64 * 4  # heads x query heads x head size x FP32
@@ -266,9 +265,9 @@ Q_BYTES = 2 * 3 * 64 * 4  # heads x query heads x head size x FP32
 def test_attend(changes, code, parts, session, lease, unchanged):
     fields = {"session_id": session.id, "lease_id": lease, "layer": 0, "block_count": 4,
               "q_heads_per_kv_head": 3, "scale": 0.125, "q": bytes(Q_BYTES)}
-    assert session.stub.Attend(pb.AttendRequest(**fields), timeout=10).out
+    assert session.stub.Attend(pb.AttendRequest(**fields), timeout=WAIT_SECONDS).out
     request = pb.AttendRequest(**fields | changes)
-    expect(lambda: session.stub.Attend(request, timeout=10), code, parts)
+    expect(lambda: session.stub.Attend(request, timeout=WAIT_SECONDS), code, parts)
 
 
 def test_attend_to_values_that_are_not_numbers(session, lease, unchanged):
@@ -276,7 +275,7 @@ def test_attend_to_values_that_are_not_numbers(session, lease, unchanged):
         q = struct.pack("<f", value) * (Q_BYTES // 4)
         request = pb.AttendRequest(session_id=session.id, lease_id=lease, block_count=4,
                                    q_heads_per_kv_head=3, scale=0.125, q=q)
-        assert len(session.stub.Attend(request, timeout=10).out) == Q_BYTES
+        assert len(session.stub.Attend(request, timeout=WAIT_SECONDS).out) == Q_BYTES
 
 
 @pytest.mark.parametrize("changes, code, parts", [
@@ -288,7 +287,7 @@ def test_attend_to_values_that_are_not_numbers(session, lease, unchanged):
 def test_release(changes, code, parts, session, unchanged):
     fields = {"session_id": session.id, "lease_ids": [b"l" * 16]}
     request = pb.ReleaseRequest(**fields | changes)
-    expect(lambda: session.stub.Release(request, timeout=10), code, parts)
+    expect(lambda: session.stub.Release(request, timeout=WAIT_SECONDS), code, parts)
 
 
 def test_release_twice_counts_the_second_as_unknown(session, unchanged):

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 from flashquant.codec_set import read_codec_set, write_codec_set
-from node_process import FQCTL, ROOT, fqctl, run_flashquantd
+from node_process import FQCTL, ROOT, WAIT_SECONDS, fqctl, run_flashquantd
 from raw_client import BLOCK_BYTES, Session, chain, content
 
 OK, USAGE, NOT_FOUND, PRECONDITION, UNAVAILABLE, DATA, EXHAUSTED = range(7)
@@ -169,13 +169,14 @@ def test_frozen_node_is_exit_code_4_in_time(node):
 
 def test_endpoint_comes_from_the_environment_too(node):
     result = subprocess.run([FQCTL, "status"], capture_output=True, text=True,
-                            env={"FQCTL_ENDPOINT": node.endpoint, "LC_ALL": "C"})
+                            env={"FQCTL_ENDPOINT": node.endpoint, "LC_ALL": "C",
+                                 "FQCTL_DEADLINE_MS": f"{WAIT_SECONDS}000"})
     assert result.returncode == OK and "serving" in result.stdout.lower(), result
 
 
 def test_closed_standard_output_does_not_hang(node):
-    command = f"{FQCTL} --endpoint={node.endpoint} stats | head -c 1"
-    assert subprocess.run(command, shell=True, capture_output=True, timeout=10).stdout
+    command = f"{FQCTL} --deadline-ms=60000 --endpoint={node.endpoint} stats | head -c 1"
+    assert subprocess.run(command, shell=True, capture_output=True, timeout=WAIT_SECONDS).stdout
 
 
 def test_help_names_the_exit_codes_and_the_rpcs():

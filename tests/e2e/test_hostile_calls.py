@@ -6,6 +6,7 @@ import struct
 
 import pytest
 from hostile import KEYS, SEED
+from node_process import WAIT_SECONDS
 from raw_client import Session, pb
 
 pytestmark = pytest.mark.usefixtures("survives")
@@ -17,7 +18,7 @@ MAX_PACKET = 128 << 10
 def connect(path: str) -> socket.socket | None:
     """A connection that was greeted; None: the node hung up."""
     peer = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    peer.settimeout(5)
+    peer.settimeout(WAIT_SECONDS)
     peer.connect(path)
     if peer.recv(16) != struct.pack("<II", 1, MAX_PACKET):
         peer.close()
@@ -27,7 +28,7 @@ def connect(path: str) -> socket.socket | None:
 
 def lookup_packet(session_id: bytes) -> bytes:
     request = pb.LookupRequest(session_id=session_id, keys=b"".join(KEYS), no_lease=True)
-    return struct.pack("<IIQ", 2, 0, 5_000_000) + request.SerializeToString()
+    return struct.pack("<IIQ", 2, 0, WAIT_SECONDS * 1_000_000) + request.SerializeToString()
 
 
 def ask(peer: socket.socket, packet: bytes) -> tuple[int, bytes]:

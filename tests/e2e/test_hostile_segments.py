@@ -10,6 +10,7 @@ import time
 import grpc
 import pytest
 from hostile import KEYS, SEED
+from node_process import WAIT_SECONDS
 from raw_client import (BLOCK_BYTES, SEALS, Segment, Session, chain, content, pages, pb,
                         segment_call)
 
@@ -123,7 +124,7 @@ def test_pages_outside_their_segment_and_a_foreign_segment(server):
         request = pb.LoadRequest(session_id=session.id, lease_id=lease, block_count=2,
                                  pages=pages(2, segment_id=number, first=1))
         with pytest.raises(grpc.RpcError) as error:
-            session.stub.Load(request, timeout=5)
+            session.stub.Load(request, timeout=WAIT_SECONDS)
         assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
         assert segment.memory[:BLOCK_BYTES] == content(KEYS[0])  # nothing was written
 
@@ -136,8 +137,9 @@ def test_load_writes_inside_its_places_only(server):
         status, number, reason = segment.register(session.opened.segment_socket, session.id)
         assert status == 0, reason
         lease = session.lookup(KEYS).lease_id
-        session.stub.Load(pb.LoadRequest(session_id=session.id, lease_id=lease, block_count=2,
-                                         pages=pages(2, segment_id=number, first=1)), timeout=5)
+        request = pb.LoadRequest(session_id=session.id, lease_id=lease, block_count=2,
+                                 pages=pages(2, segment_id=number, first=1))
+        session.stub.Load(request, timeout=WAIT_SECONDS)
     assert segment.memory[:BLOCK_BYTES] == guard and segment.memory[3 * BLOCK_BYTES:] == guard
     assert segment.memory[BLOCK_BYTES:3 * BLOCK_BYTES] == content(KEYS[0]) + content(KEYS[1])
 
@@ -152,6 +154,6 @@ def test_client_gone_in_the_middle_of_a_load_into_its_segment(server):
             lease = session.lookup(KEYS).lease_id
             session.stub.Load.future(pb.LoadRequest(
                 session_id=session.id, lease_id=lease, block_count=8,
-                pages=pages(8, segment_id=number)), timeout=5)
+                pages=pages(8, segment_id=number)), timeout=WAIT_SECONDS)
             time.sleep(random.Random(SEED).uniform(0, 0.002))
             session.__exit__()

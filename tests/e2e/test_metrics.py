@@ -5,7 +5,7 @@ import urllib.error
 import urllib.request
 
 import pytest
-from node_process import ROOT, free_port
+from node_process import ROOT, WAIT_SECONDS, free_port
 from raw_client import BLOCK_BYTES, Session, chain
 
 RUNBOOK = ROOT / "deploy/README.md"
@@ -18,7 +18,7 @@ def page(start_node):
     node = start_node(metrics_listen=f"127.0.0.1:{port}", host_bytes="64MiB")
 
     def fetch(path: str = "/metrics") -> str:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=WAIT_SECONDS) as reply:
             return reply.read().decode()
 
     fetch.node = node

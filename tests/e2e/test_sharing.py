@@ -35,10 +35,12 @@ def test_readers_of_a_chain_being_written_see_whole_blocks_only(node):
     done = threading.Event()
 
     def write() -> None:
-        with node.channel() as channel, Session(channel) as session:
-            for i in range(0, 64, 2):
-                session.store(keys[i:i + 2], first_block_index=i)
-        done.set()
+        try:
+            with node.channel() as channel, Session(channel) as session:
+                for i in range(0, 64, 2):
+                    session.store(keys[i:i + 2], first_block_index=i)
+        finally:
+            done.set()
 
     writer = threading.Thread(target=write)
     writer.start()
