@@ -126,7 +126,8 @@ class Session:
         self._outbox.put(None)
         self._stream.cancel()
 
-    def store(self, keys: list[bytes], timeout_s: float = WAIT_SECONDS, **changes: object) -> list[int]:
+    def store(self, keys: list[bytes], timeout_s: float = WAIT_SECONDS,
+              **changes: object) -> list[int]:
         """Inline, profile exact; statuses."""
         fields = {"session_id": self.id, "profile": pb.PROFILE_EXACT, "keys": b"".join(keys),
                   "pages": pages(len(keys)), "payload": b"".join(map(content, keys))}
@@ -138,7 +139,8 @@ class Session:
         fields = {"session_id": self.id, "keys": b"".join(keys)}
         return self.stub.Lookup(pb.LookupRequest(**fields | changes), timeout=timeout_s)
 
-    def load(self, lease: bytes, count: int, first: int = 0, timeout_s: float = WAIT_SECONDS) -> Loaded:
+    def load(self, lease: bytes, count: int, first: int = 0,
+             timeout_s: float = WAIT_SECONDS) -> Loaded:
         """Inline."""
         request = pb.LoadRequest(session_id=self.id, lease_id=lease, first_block=first,
                                  block_count=count)

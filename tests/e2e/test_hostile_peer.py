@@ -89,8 +89,8 @@ def test_many_connections_that_say_nothing(server):
 def test_calls_given_up_at_once(server):
     with server.channel() as channel, Session(channel) as session:
         for i in range(200):
-            future = session.stub.Lookup.future(
-                pb.LookupRequest(session_id=session.id, keys=KEYS[0], no_lease=True), timeout=WAIT_SECONDS)
+            request = pb.LookupRequest(session_id=session.id, keys=KEYS[0], no_lease=True)
+            future = session.stub.Lookup.future(request, timeout=WAIT_SECONDS)
             future.cancel()
         with pytest.raises(grpc.RpcError) as error:
             session.lookup(KEYS, timeout_s=-1)
