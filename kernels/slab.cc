@@ -128,6 +128,22 @@ class SlabCodecOfBackend final : public SlabCodec {
     return VerifyPages(static_cast<PageKind>(header.kind), IsSinkBlock(id), extent);
   }
 
+  absl::StatusOr<PageKind> VerifyBlock(const BlockId& id, absl::Span<const std::byte> primary,
+                                       absl::Span<const std::byte> refinement) const override {
+    FQ_RETURN_IF_ERROR(Verify(id, primary));
+    const PageKind kind = KindOf(primary);
+    if (!IsPrimary(kind)) return Differs("page kind of the primary extent", "2", "0, 1 or 3");
+    if (refinement.empty()) return kind;
+    FQ_RETURN_IF_ERROR(Verify(id, refinement));
+    if (kind != PageKind::kBase || KindOf(refinement) != PageKind::kRefinement) {
+      return Differs(
+          "page kinds of the two extents",
+          absl::StrCat(static_cast<int>(kind), " and ", static_cast<int>(KindOf(refinement))),
+          "1 and 2");
+    }
+    return kind;
+  }
+
   absl::Status Decode(const BlockId& id, absl::Span<const std::byte> primary,
                       absl::Span<const std::byte> refinement,
                       absl::Span<const TargetPage> pages) const override {
@@ -302,23 +318,6 @@ class SlabCodecOfBackend final : public SlabCodec {
     const bool zero = std::all_of(extent.begin() + padding, extent.begin() + offsets.front(),
                                   [](std::byte byte) { return byte == std::byte{0}; });
     return zero ? absl::OkStatus() : Differs("padding before the pages", "not zero", "zero");
-  }
-
-  // Verifies the one or two extents of a block; the kind of the primary one.
-  absl::StatusOr<PageKind> VerifyBlock(const BlockId& id, absl::Span<const std::byte> primary,
-                                       absl::Span<const std::byte> refinement) const {
-    FQ_RETURN_IF_ERROR(Verify(id, primary));
-    const PageKind kind = KindOf(primary);
-    if (!IsPrimary(kind)) return Differs("page kind of the primary extent", "2", "0, 1 or 3");
-    if (refinement.empty()) return kind;
-    FQ_RETURN_IF_ERROR(Verify(id, refinement));
-    if (kind != PageKind::kBase || KindOf(refinement) != PageKind::kRefinement) {
-      return Differs(
-          "page kinds of the two extents",
-          absl::StrCat(static_cast<int>(kind), " and ", static_cast<int>(KindOf(refinement))),
-          "1 and 2");
-    }
-    return kind;
   }
 
   static PageKind KindOf(absl::Span<const std::byte> extent) {

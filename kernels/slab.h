@@ -85,6 +85,12 @@ class SlabCodec {
   // differs.
   virtual absl::Status Verify(const BlockId& id, absl::Span<const std::byte> extent) const = 0;
 
+  // Verify for the one or two extents of a block, and that they belong together: the kind of the
+  // primary one. An empty `refinement` is none.
+  virtual absl::StatusOr<PageKind> VerifyBlock(const BlockId& id,
+                                               absl::Span<const std::byte> primary,
+                                               absl::Span<const std::byte> refinement) const = 0;
+
   // Verify, then decode into the caller's pages ([shape.pages()]). `refinement` may be empty
   // (compact). Nothing is written to a page before every extent has been verified.
   virtual absl::Status Decode(const BlockId& id, absl::Span<const std::byte> primary,

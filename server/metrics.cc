@@ -20,8 +20,8 @@ struct CountedRow {
 };
 
 constexpr char kMethodsAndCodes[] =
-    "method=Session|Store|Lookup|Load|Attend|Release|OpenPeerLink|ClosePeerLink|Status|Namespaces|"
-    "Verify|Purge;"
+    "method=Session|Store|Lookup|Load|Fetch|Attend|Release|OpenPeerLink|ClosePeerLink|Status|"
+    "Namespaces|Verify|Purge;"
     "code=OK|CANCELLED|UNKNOWN|INVALID_ARGUMENT|DEADLINE_EXCEEDED|NOT_FOUND|ALREADY_EXISTS|"
     "PERMISSION_DENIED|RESOURCE_EXHAUSTED|FAILED_PRECONDITION|ABORTED|OUT_OF_RANGE|UNIMPLEMENTED|"
     "INTERNAL|UNAVAILABLE|DATA_LOSS|UNAUTHENTICATED";
@@ -30,8 +30,8 @@ const CountedRow kCounted[] = {
     {Metric::kRequests, "fq_requests_total", MetricType::Counter, "calls", kMethodsAndCodes,
      "Calls answered, by method and status."},
     {Metric::kRequestSeconds, "fq_request_duration_seconds", MetricType::Histogram, "seconds",
-     "method=Store|Lookup|Load|Attend|Release|OpenPeerLink|ClosePeerLink|Status|Namespaces|Verify|"
-     "Purge",
+     "method=Store|Lookup|Load|Fetch|Attend|Release|OpenPeerLink|ClosePeerLink|Status|Namespaces|"
+     "Verify|Purge",
      "Time from arrival of a call to its answer."},
     {Metric::kBlocksStored, "fq_blocks_stored_total", MetricType::Counter, "blocks",
      "profile=exact|near-lossless|compact|universal;result=ok|exists|full|damaged",
@@ -80,6 +80,15 @@ const CountedRow kCounted[] = {
      "Store did."},
     {Metric::kPeerBytes, "fq_peer_bytes_total", MetricType::Counter, "bytes",
      "direction=send|receive", "Bytes that went to other GPUs, or came from them, by NCCL."},
+    {Metric::kFetchedBlocks, "fq_fetched_blocks_total", MetricType::Counter, "blocks",
+     "result=ok|exists|miss|full|below_floor|refused",
+     "Blocks that Fetch was asked for, by what became of them; refused: they came and failed a "
+     "check."},
+    {Metric::kFetchedBytes, "fq_fetched_bytes_total", MetricType::Counter, "bytes",
+     "transport=grpc", "Bytes of slabs that came from other nodes and were published."},
+    {Metric::kFetchesStopped, "fq_fetches_stopped_total", MetricType::Counter, "fetches",
+     "reason=unreachable|deadline|cancelled|denied|mismatch|limit|malformed",
+     "Fetches that did not ask for all their blocks, by reason."},
 };
 
 struct SampledRow {

@@ -42,6 +42,9 @@ enum class Metric {
   kTransportBlocks,     // operation, transport
   kPeerLinksBroken,     // reason
   kPeerBytes,           // direction
+  kFetchedBlocks,       // result
+  kFetchedBytes,        // transport
+  kFetchesStopped,      // reason
 };
 
 // What is read off the node when somebody asks.

@@ -137,6 +137,8 @@ Node::Node(const Options& options, NodeParts parts, std::unique_ptr<DeviceSchedu
       sessions_(std::make_unique<SessionRegistry>(SessionLimitsOf(options), parts.clock)),
       scheduler_(std::move(scheduler)),
       workers_(std::make_unique<WorkerPool>(WorkersOf(options), options.queue_depth)),
+      fetchers_(
+          std::make_unique<WorkerPool>(options.max_fetches, options.max_fetches, "max-fetches")),
       quality_({options.quality_sample, options.quality_drift_ratio}, &metrics_, log_, parts.clock),
       page_path_(std::make_unique<PagePath>(tiers_.get(), scheduler_.get(), workers_.get(),
                                             &metrics_, &quality_, log_)),
@@ -157,6 +159,7 @@ Node::~Node() {
   }
   expirer_.join();
   peer_links_.reset();
+  fetchers_.reset();
   workers_.reset();
 }
 

@@ -50,6 +50,7 @@ class Node {
   Device* device() { return device_.get(); }  // null without a GPU
   Metrics& metrics() { return metrics_; }
   WorkerPool& workers() { return *workers_; }
+  WorkerPool& fetchers() { return *fetchers_; }  // these wait for other nodes
   NamespaceRegistry& namespaces() { return *namespaces_; }
   ConnectedPeers& peers() { return peers_; }
   SessionRegistry& sessions() { return *sessions_; }
@@ -83,7 +84,7 @@ class Node {
   const std::unique_ptr<NamespaceRegistry> namespaces_;
   const std::unique_ptr<SessionRegistry> sessions_;
   const std::unique_ptr<DeviceScheduler> scheduler_;  // null without a GPU
-  std::unique_ptr<WorkerPool> workers_;               // after what its jobs use
+  std::unique_ptr<WorkerPool> workers_, fetchers_;    // after what their jobs use
   QualityWatch quality_;
   const std::unique_ptr<PagePath> page_path_;
   std::unique_ptr<PeerLinks> peer_links_;  // null without NCCL

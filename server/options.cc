@@ -10,6 +10,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -37,6 +38,18 @@ void ForEachOption(O& o, Visitor&& visit) {
         "PEM roots: clients must show a certificate; it names their tenant");
   visit("metrics-listen", o.metrics_listen, "host:port for Prometheus, /metrics; empty: none");
   visit("tenant", o.tenant, "tenant of local callers");
+  visit("fetch-from", o.fetch_from,
+        "another node that callers may have blocks fetched from, unix:///path or host:port; "
+        "plaintext to loopback only; may be repeated, or a list with commas; none: no Fetch");
+  visit("fetch-tls-ca", o.fetch_tls_ca,
+        "PEM roots of the nodes of --fetch-from; set: TLS to all that are host:port");
+  visit("fetch-tls-cert", o.fetch_tls_cert, "PEM certificate that this node shows to them");
+  visit("fetch-tls-key", o.fetch_tls_key, "PEM private key of --fetch-tls-cert");
+  visit("max-fetches", o.max_fetches,
+        "fetches under way, and as many that wait; each takes up to --max-inline-bytes");
+  visit("trusted-node", o.trusted_nodes,
+        "name, in a client certificate, of a node that may read blocks for whichever tenant it "
+        "names; may be repeated, or a list with commas");
   visit("codec-set", o.codec_sets,
         "codec-set file (.fqcs); may be repeated, or a list with commas");
   visit("host-bytes", o.host_bytes, "memory for slabs, e.g. 4GiB");
@@ -304,6 +317,7 @@ absl::Status CheckNumbers(const Options& o) {
       CheckBetween<uint64_t>("max-inline-bytes", o.max_inline_bytes, 4096, uint64_t{1} << 30));
   FQ_RETURN_IF_ERROR(CheckBetween<uint64_t>("max-message-bytes", o.max_message_bytes,
                                             2 * o.max_inline_bytes, uint64_t{1} << 46));
+  FQ_RETURN_IF_ERROR(CheckBetween("max-fetches", o.max_fetches, 1u, 64u));
   FQ_RETURN_IF_ERROR(CheckBetween("lease-ms", o.lease_ms, 10u, 86'400'000u));
   FQ_RETURN_IF_ERROR(CheckBetween("max-deadline-ms", o.max_deadline_ms, 1u, 86'400'000u));
   FQ_RETURN_IF_ERROR(
@@ -349,6 +363,34 @@ absl::Status CheckNetwork(const Options& o) {
   }
   return o.metrics_listen.empty() ? absl::OkStatus()
                                   : ParseHostPort("metrics-listen", o.metrics_listen).status();
+}
+
+absl::Status CheckFetchFrom(const Options& o, const std::string& node) {
+  if (absl::StartsWith(node, "unix:///")) return absl::OkStatus();
+  FQ_ASSIGN_OR_RETURN(const HostPort at, ParseHostPort("fetch-from", node));
+  if (at.loopback || !o.fetch_tls_ca.empty()) return absl::OkStatus();
+  return Refuse("fetch-from", node,
+                "not a loopback address: needs --fetch-tls-ca; pages never cross the network in "
+                "plaintext");
+}
+
+absl::Status CheckOtherNodes(const Options& o) {
+  for (const std::string& node : o.fetch_from) FQ_RETURN_IF_ERROR(CheckFetchFrom(o, node));
+  if (o.fetch_tls_cert.empty() != o.fetch_tls_key.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat("--fetch-tls-cert = '", o.fetch_tls_cert,
+                                                   "' and --fetch-tls-key = '", o.fetch_tls_key,
+                                                   "': give both or neither"));
+  }
+  if (!o.fetch_tls_cert.empty() && o.fetch_tls_ca.empty()) {
+    return Refuse("fetch-tls-cert", o.fetch_tls_cert, "needs --fetch-tls-ca");
+  }
+  for (const std::string& name : o.trusted_nodes) {
+    if (name.size() > 256) {
+      return Refuse("trusted-node", name, absl::StrCat("has ", name.size(), " bytes, at most 256"));
+    }
+    if (o.tls_client_ca.empty()) return Refuse("trusted-node", name, "needs --tls-client-ca");
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CheckNames(const Options& o) {
@@ -406,8 +448,10 @@ absl::StatusOr<CommandLine> ParseCommandLine(absl::Span<const std::string> args,
   FQ_ASSIGN_OR_RETURN(std::vector<std::string> merged, MergeLayers(args, environment));
   FQ_RETURN_IF_ERROR(Parse(app, merged, result));
   if (result.action == CommandLine::Action::kPrintText) return result;
-  auto& sets = result.options.codec_sets;
-  sets.erase(std::remove(sets.begin(), sets.end(), ""), sets.end());
+  for (auto* list :
+       {&result.options.codec_sets, &result.options.fetch_from, &result.options.trusted_nodes}) {
+    list->erase(std::remove(list->begin(), list->end(), ""), list->end());
+  }
   FQ_RETURN_IF_ERROR(CheckOptions(result.options));
   if (print_config) result.action = CommandLine::Action::kPrintConfig;
   return result;
@@ -417,6 +461,7 @@ absl::Status CheckOptions(const Options& options) {
   FQ_RETURN_IF_ERROR(CheckNumbers(options));
   FQ_RETURN_IF_ERROR(CheckUnixSocket(options));
   FQ_RETURN_IF_ERROR(CheckNetwork(options));
+  FQ_RETURN_IF_ERROR(CheckOtherNodes(options));
   return CheckNames(options);
 }
 

@@ -21,6 +21,12 @@ struct Options {
   std::string metrics_listen = "127.0.0.1:7602";           // empty: none
   std::string tenant = "default";                          // of local callers
 
+  // Other nodes.
+  std::vector<std::string> fetch_from;  // unix:///path or host:port; none: no Fetch
+  std::string fetch_tls_ca, fetch_tls_cert, fetch_tls_key;  // PEM files
+  uint32_t max_fetches = 4;
+  std::vector<std::string> trusted_nodes;  // names in certificates
+
   // Contents.
   std::vector<std::string> codec_sets;  // .fqcs files
   uint64_t host_bytes = uint64_t{4} << 30;

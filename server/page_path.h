@@ -28,7 +28,14 @@
 namespace fq {
 
 // Values are on the wire (proto BlockStatus).
-enum class BlockOutcome : uint8_t { kOk = 1, kExists = 2, kMiss = 3, kFull = 4, kBelowFloor = 5 };
+enum class BlockOutcome : uint8_t {
+  kOk = 1,
+  kExists = 2,
+  kMiss = 3,
+  kFull = 4,
+  kBelowFloor = 5,
+  kRefused = 6,
+};
 
 // Where a caller's pages are: in `memory`, or in tensors on the GPU.
 struct CallerPages {
@@ -164,6 +171,16 @@ class PagePath {
   // DataLoss: a block failed its check; it is dropped and nothing is put out.
   absl::Status Attend(const CallContext& context, const SlabSpace& space, const AttendCall& call);
 
+  // Publishes a block that another node encoded, if it passes every check a load makes. kOk and
+  // kExists (`pin` holds it if it is there), kFull, kRefused. The bytes are nobody else's
+  // meanwhile.
+  BlockOutcome PublishEncoded(const SlabSpace& space, const EncodedBlock& block, Pin& pin);
+  // A block that is here, used now; empty: none.
+  Pin FindBlock(const SlabSpace& space, const BlockId& id);
+  // Makes the first block of a chain the most recently used, so that chains are evicted from their
+  // end: a block is of no use without those before it.
+  void TouchBackwards(const SlabSpace& space, absl::Span<const BlockKey> keys);
+
   // Checks a slab as a load would; drops it when it fails.
   absl::Status VerifyBlock(const SlabSpace& space, const Pin& pin);
 
@@ -180,7 +197,7 @@ class PagePath {
   absl::StatusOr<Plan> PlanOf(const SlabSpace& space, const StoreCall& call, size_t i) const;
   // kOk with a reservation; kExists, with a pin when the block is there; kFull. `wait_until`: as of
   // Tiers::Reserve.
-  absl::StatusOr<BlockOutcome> Reserve(Tier tier, const SlabSpace& space, const StoreCall& call,
+  absl::StatusOr<BlockOutcome> Reserve(Tier tier, const SlabSpace& space, Profile profile,
                                        const Plan& plan, Reservation& reservation, Pin& pin,
                                        MonotonicTime wait_until = {});
   void CountStored(const SlabSpace& space, const StoreCall& call, const Plan& plan);
@@ -190,9 +207,6 @@ class PagePath {
   // Block `i` of `call`; `pin` holds it when it is there.
   absl::StatusOr<BlockOutcome> StoreBlock(const SlabSpace& space, const StoreCall& call, size_t i,
                                           Pin& pin);
-  // Makes the first block of a chain the most recently used, so that chains are evicted from their
-  // end: a block is of no use without those before it.
-  void TouchBackwards(const SlabSpace& space, absl::Span<const BlockKey> keys);
   void DropRefinementsBehindTail(const SlabSpace& space, const StoreCall& call,
                                  absl::Span<const BlockOutcome> outcomes);
   // Counts a block that was delivered.

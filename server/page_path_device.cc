@@ -222,8 +222,8 @@ absl::Status PagePath::StoreFromDevice(const CallContext& context, const SlabSpa
     }
     Reserved one{i, {}, {}};
     FQ_ASSIGN_OR_RETURN(one.plan, PlanOf(space, call, i));
-    FQ_ASSIGN_OR_RETURN(
-        outcomes[i], Reserve(Tier::kDevice, space, call, one.plan, one.room, pins[i], wait_until));
+    FQ_ASSIGN_OR_RETURN(outcomes[i], Reserve(Tier::kDevice, space, call.profile, one.plan, one.room,
+                                             pins[i], wait_until));
     if (outcomes[i] != BlockOutcome::kOk) continue;
     DeviceBlock block = BlockAt(one.plan.id, one.plan.kind, call.source.pages.places[i]);
     block.primary = Data(one.room.primary());

@@ -67,13 +67,12 @@ absl::StatusOr<PagePath::Plan> PagePath::PlanOf(const SlabSpace& space, const St
   return plan;
 }
 
-absl::StatusOr<BlockOutcome> PagePath::Reserve(Tier tier, const SlabSpace& space,
-                                               const StoreCall& call, const Plan& plan,
-                                               Reservation& reservation, Pin& pin,
+absl::StatusOr<BlockOutcome> PagePath::Reserve(Tier tier, const SlabSpace& space, Profile profile,
+                                               const Plan& plan, Reservation& reservation, Pin& pin,
                                                MonotonicTime wait_until) {
   const SlabKey key{space.scope, plan.id.key};
-  const SlabTag tag{plan.id.index, static_cast<uint8_t>(plan.kind),
-                    static_cast<uint8_t>(call.profile), kBlockTokens};
+  const SlabTag tag{plan.id.index, static_cast<uint8_t>(plan.kind), static_cast<uint8_t>(profile),
+                    kBlockTokens};
   auto room =
       tiers_->Reserve(tier, key, tag, plan.primary_bytes, plan.refinement_bytes, wait_until);
   if (absl::IsAlreadyExists(room.status())) {
@@ -100,7 +99,7 @@ absl::StatusOr<BlockOutcome> PagePath::StoreBlock(const SlabSpace& space, const 
   FQ_ASSIGN_OR_RETURN(const Plan plan, PlanOf(space, call, i));
   Reservation room;
   FQ_ASSIGN_OR_RETURN(const BlockOutcome outcome,
-                      Reserve(Tier::kHost, space, call, plan, room, pin));
+                      Reserve(Tier::kHost, space, call.profile, plan, room, pin));
   if (outcome != BlockOutcome::kOk) return outcome;
   const MonotonicTime begin = SteadyNow();
   const PagesAt& at = call.source.pages;

@@ -12,9 +12,9 @@ SessionRegistry::SessionRegistry(SessionLimits limits, Clock clock)
     : limits_(limits), clock_(std::move(clock)) {}
 
 absl::StatusOr<std::shared_ptr<Session>> SessionRegistry::Open(
-    std::shared_ptr<const SlabSpace> space) {
+    std::shared_ptr<const SlabSpace> space, std::string owner) {
   FQ_ASSIGN_OR_RETURN(RandomId id, MakeRandomId());
-  auto session = std::make_shared<Session>(id, std::move(space), clock_, limits_);
+  auto session = std::make_shared<Session>(id, std::move(space), std::move(owner), clock_, limits_);
   absl::MutexLock lock(&mutex_);
   if (sessions_.size() >= limits_.max_sessions) {
     return absl::ResourceExhaustedError(absl::StrCat("max-sessions: ", sessions_.size(),

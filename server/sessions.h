@@ -26,14 +26,19 @@ struct SessionLimits {
 };
 
 struct Session {
-  Session(const RandomId& session_id, std::shared_ptr<const SlabSpace> slab_space, Clock clock,
-          const SessionLimits& limits)
+  Session(const RandomId& session_id, std::shared_ptr<const SlabSpace> slab_space,
+          std::string tenant_of_owner, Clock clock, const SessionLimits& limits)
       : id(session_id),
+        owner(std::move(tenant_of_owner)),
         space(std::move(slab_space)),
         leases(std::move(clock), limits.lease_life, limits.max_leases_per_session),
         segments(limits.segments) {}
 
+  // A node that fetches for a tenant reads its blocks, and no more.
+  bool read_only() const { return owner != space->tenant; }
+
   const RandomId id;
+  const std::string owner;                       // tenant of those who may use it
   const std::shared_ptr<const SlabSpace> space;  // the namespace registry holds it too
   LeaseTable leases;
   SegmentTable segments;
@@ -44,7 +49,8 @@ class SessionRegistry {
   SessionRegistry(SessionLimits limits, Clock clock);
 
   // ResourceExhausted: too many sessions.
-  absl::StatusOr<std::shared_ptr<Session>> Open(std::shared_ptr<const SlabSpace> space);
+  absl::StatusOr<std::shared_ptr<Session>> Open(std::shared_ptr<const SlabSpace> space,
+                                                std::string owner);
 
   // Unauthenticated: no such session.
   absl::StatusOr<std::shared_ptr<Session>> Find(const RandomId& id) const;

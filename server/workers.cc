@@ -59,8 +59,8 @@ class IndexRun {
 
 }  // namespace
 
-WorkerPool::WorkerPool(uint32_t workers, uint32_t queue_depth)
-    : workers_(workers), queue_depth_(queue_depth) {
+WorkerPool::WorkerPool(uint32_t workers, uint32_t queue_depth, const char* limit)
+    : workers_(workers), queue_depth_(queue_depth), limit_(limit) {
   for (uint32_t i = 0; i < workers; ++i) threads_.emplace_back([this] { Work(); });
 }
 
@@ -76,10 +76,9 @@ WorkerPool::~WorkerPool() {
 absl::Status WorkerPool::Submit(std::function<void()> job) {
   absl::MutexLock lock(&mutex_);
   if (queue_.size() >= queue_depth_) {
-    return WithRetryAfter(
-        absl::ResourceExhaustedError(
-            absl::StrCat("queue-depth: ", queue_.size(), " calls wait, at most ", queue_depth_)),
-        kRetryAfterMs);
+    return WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
+                              limit_, ": ", queue_.size(), " calls wait, at most ", queue_depth_)),
+                          kRetryAfterMs);
   }
   queue_.push_back(std::move(job));
   work_.Signal();

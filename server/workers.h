@@ -16,7 +16,8 @@ namespace fq {
 
 class WorkerPool {
  public:
-  WorkerPool(uint32_t workers, uint32_t queue_depth);
+  // `limit` names the option that bounds the queue.
+  WorkerPool(uint32_t workers, uint32_t queue_depth, const char* limit = "queue-depth");
   ~WorkerPool();  // after the queued jobs have run
 
   // Queues a job. ResourceExhausted, with retry-after, when `queue_depth` jobs wait already.
@@ -44,6 +45,7 @@ class WorkerPool {
   void Help(size_t helpers, const std::function<void()>& job);
 
   const uint32_t workers_, queue_depth_;
+  const char* const limit_;
   mutable absl::Mutex mutex_;
   std::deque<std::function<void()>> queue_ ABSL_GUARDED_BY(mutex_);
   size_t working_ ABSL_GUARDED_BY(mutex_) = 0;  // jobs that run; at most one a worker

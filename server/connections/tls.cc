@@ -94,6 +94,25 @@ absl::StatusOr<std::unique_ptr<TlsContext>> TlsContext::Load(const TlsFiles& fil
   return std::unique_ptr<TlsContext>(new TlsContext(std::move(context)));
 }
 
+absl::Status CheckFetchTls(const TlsFiles& files) {
+  ERR_clear_error();
+  const std::unique_ptr<SSL_CTX, decltype(&SSL_CTX_free)> context(SSL_CTX_new(TLS_client_method()),
+                                                                  SSL_CTX_free);
+  if (context == nullptr) return absl::InternalError("OpenSSL makes no context");
+  if (!files.client_ca.empty() &&
+      SSL_CTX_load_verify_file(context.get(), files.client_ca.c_str()) != 1) {
+    return Refused("fetch-tls-ca", files.client_ca);
+  }
+  if (files.cert.empty()) return absl::OkStatus();
+  if (SSL_CTX_use_certificate_chain_file(context.get(), files.cert.c_str()) != 1) {
+    return Refused("fetch-tls-cert", files.cert);
+  }
+  if (SSL_CTX_use_PrivateKey_file(context.get(), files.key.c_str(), SSL_FILETYPE_PEM) != 1) {
+    return Refused("fetch-tls-key", files.key);
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<std::unique_ptr<SSL, decltype(&SSL_free)>> TlsContext::Accept(int fd) const {
   std::unique_ptr<SSL, decltype(&SSL_free)> ssl(SSL_new(context_.get()), SSL_free);
   if (ssl == nullptr || SSL_set_fd(ssl.get(), fd) != 1) {

@@ -32,6 +32,10 @@ class TlsContext {
   const Context context_;
 };
 
+// Whether a client could use these files: --fetch-tls-ca (`client_ca`), -cert and -key, each may be
+// empty. InvalidArgument as of Load.
+absl::Status CheckFetchTls(const TlsFiles& files);
+
 // Names in the certificate that the client showed; nothing when it showed none.
 std::optional<Certificate> ClientCertificate(const SSL* ssl);
 

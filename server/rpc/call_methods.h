@@ -11,6 +11,7 @@ inline constexpr CallRunner::Method kStore = {"Store", Place::kWorker, Deadline:
 inline constexpr CallRunner::Method kLookup = {"Lookup", Place::kHere, Deadline::kCapped};
 inline constexpr CallRunner::Method kLoad = {"Load", Place::kWorker, Deadline::kCapped};
 inline constexpr CallRunner::Method kAttend = {"Attend", Place::kWorker, Deadline::kCapped};
+inline constexpr CallRunner::Method kFetch = {"Fetch", Place::kFetcher, Deadline::kCapped};
 inline constexpr CallRunner::Method kOpenPeerLink = {"OpenPeerLink", Place::kWorker,
                                                      Deadline::kCapped};
 inline constexpr CallRunner::Method kClosePeerLink = {"ClosePeerLink", Place::kHere,

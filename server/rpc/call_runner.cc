@@ -50,6 +50,10 @@ struct CountedCall {
   MonotonicTime begin = SteadyNow();
 };
 
+WorkerPool& PoolOf(const CallRunner::Method& method, Node& node) {
+  return method.place == CallRunner::Method::Place::kFetcher ? node.fetchers() : node.workers();
+}
+
 // One call of gRPC on its way. Held by the job that answers it.
 struct RunningCall {
   CountedCall counted;
@@ -88,7 +92,7 @@ grpc::ServerUnaryReactor* CallRunner::Run(grpc::CallbackServerContext* context,
   };
   if (method.place == Method::Place::kHere) {
     job();
-  } else if (absl::Status queued = node_->workers().Submit(std::move(job)); !queued.ok()) {
+  } else if (absl::Status queued = PoolOf(method, *node_).Submit(std::move(job)); !queued.ok()) {
     call.Answer(queued);
   }
   return call.reactor;
@@ -107,7 +111,7 @@ absl::Status CallRunner::RunHere(const Method& method,
   if (method.place == Method::Place::kHere) {
     job();
   } else {
-    status.Update(node_->workers().Run(job));
+    status.Update(PoolOf(method, *node_).Run(job));
   }
   counted.End(status);
   return status;

@@ -20,8 +20,8 @@ class CallRunner {
  public:
   struct Method {
     const char* name;
-    enum class Place { kHere, kWorker } place;           // kHere: never blocks
-    enum class Deadline { kCapped, kCallers } deadline;  // --max-deadline-ms, or the caller's own
+    enum class Place { kHere, kWorker, kFetcher } place;  // kHere: never blocks
+    enum class Deadline { kCapped, kCallers } deadline;   // --max-deadline-ms, or the caller's own
   };
   using Body = std::function<absl::Status(const CallContext&)>;
 

@@ -43,7 +43,8 @@ void SetLimits(const Options& options, grpc::ServerBuilder& builder) {
 
 }  // namespace
 
-GrpcServer::GrpcServer(Node* node) : kv_cache_(node), admin_(node) {}
+GrpcServer::GrpcServer(Node* node, std::unique_ptr<FetchCalls> fetches)
+    : kv_cache_(node, std::move(fetches)), admin_(node) {}
 
 absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(Node* node) {
   // Held for good: the library's own shutdown waits up to 10 s for its backup poller (gRPC 1.51).
@@ -51,7 +52,8 @@ absl::StatusOr<std::unique_ptr<GrpcServer>> GrpcServer::Start(Node* node) {
   const Options& options = node->options();
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
-  std::unique_ptr<GrpcServer> result(new GrpcServer(node));
+  FQ_ASSIGN_OR_RETURN(auto fetches, FetchCalls::Create(node));
+  std::unique_ptr<GrpcServer> result(new GrpcServer(node, std::move(fetches)));
   grpc::ServerBuilder builder;
   SetLimits(options, builder);
   result->acceptor_ = builder.experimental().AddExternalConnectionAcceptor(

@@ -19,7 +19,8 @@ namespace fq {
 // One thread creates, stops and destroys it.
 class GrpcServer {
  public:
-  // Listens as the node's options say. InvalidArgument: a certificate or key cannot be read.
+  // Listens as the node's options say. InvalidArgument: a certificate or key cannot be read (those
+  // of --fetch-tls-* too).
   // Unavailable: an address cannot be bound.
   static absl::StatusOr<std::unique_ptr<GrpcServer>> Start(Node* node);  // node outlives it
   ~GrpcServer();
@@ -33,7 +34,7 @@ class GrpcServer {
   void Stop(Milliseconds grace);
 
  private:
-  explicit GrpcServer(Node* node);
+  GrpcServer(Node* node, std::unique_ptr<FetchCalls> fetches);
 
   KvCacheService kv_cache_;
   AdminService admin_;

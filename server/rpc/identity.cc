@@ -1,5 +1,7 @@
 #include "server/rpc/identity.h"
 
+#include <algorithm>
+
 #include "absl/status/status.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -11,7 +13,7 @@ constexpr size_t kMaxTenantBytes = 256;
 constexpr char kAnonymous[] = "anonymous";
 
 // Empty when the certificate names nobody.
-std::string TenantOf(const Certificate& certificate) {
+std::string NameIn(const Certificate& certificate) {
   // A SPIFFE certificate has one URI and no other (SPIFFE X.509-SVID, section 2).
   if (certificate.uris.size() == 1 && absl::StartsWith(certificate.uris[0], "spiffe://")) {
     return certificate.uris[0];
@@ -34,16 +36,27 @@ absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context, Node& no
 
 absl::StatusOr<Caller> CallerOf(const Peer& peer, const std::string& local_tenant) {
   if (peer.transport != Peer::Transport::kTls) {
-    return Caller{local_tenant, peer.transport == Peer::Transport::kUnix, peer.address};
+    return Caller{local_tenant, peer.transport == Peer::Transport::kUnix, false, peer.address};
   }
-  if (!peer.certificate.has_value()) return Caller{kAnonymous, false, peer.address};
-  std::string tenant = TenantOf(*peer.certificate);
+  if (!peer.certificate.has_value()) return Caller{kAnonymous, false, false, peer.address};
+  std::string tenant = NameIn(*peer.certificate);
   if (tenant.empty() || tenant.size() > kMaxTenantBytes) {
     return absl::UnauthenticatedError(absl::StrCat("the client certificate's name has ",
                                                    tenant.size(), " bytes: must have 1..",
                                                    kMaxTenantBytes));
   }
-  return Caller{tenant, false, peer.address};
+  return Caller{tenant, false, true, peer.address};
+}
+
+absl::StatusOr<std::string> TenantOf(const Caller& caller, const std::string& named,
+                                     const std::vector<std::string>& trusted_nodes) {
+  if (named.empty() || named == caller.tenant) return caller.tenant;
+  const bool trusted = caller.certified && std::find(trusted_nodes.begin(), trusted_nodes.end(),
+                                                     caller.tenant) != trusted_nodes.end();
+  if (trusted) return named;
+  return absl::PermissionDeniedError(
+      absl::StrCat("tenant: the caller is '", caller.tenant,
+                   "', which is no --trusted-node of this node: it may not read for another"));
 }
 
 }  // namespace fq

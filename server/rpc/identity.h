@@ -2,6 +2,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include <grpcpp/server_context.h>
 
@@ -13,8 +14,9 @@ namespace fq {
 
 struct Caller {
   std::string tenant;
-  bool local = false;   // came over the Unix socket: may use the segment socket
-  std::string address;  // for logs
+  bool local = false;      // came over the Unix socket: may use the segment socket
+  bool certified = false;  // a client certificate names the tenant
+  std::string address;     // for logs
 };
 
 // Unix socket and loopback plaintext: the tenant of `--tenant`. TLS with a client certificate: its
@@ -24,5 +26,10 @@ absl::StatusOr<Caller> CallerOf(const grpc::ServerContextBase& context, Node& no
 
 // The same of one peer.
 absl::StatusOr<Caller> CallerOf(const Peer& peer, const std::string& local_tenant);
+
+// Whose blocks a session of `caller` is about: its own tenant's, or those of the tenant it names
+// when its certificate is that of a trusted node. PermissionDenied: it may not.
+absl::StatusOr<std::string> TenantOf(const Caller& caller, const std::string& named,
+                                     const std::vector<std::string>& trusted_nodes);
 
 }  // namespace fq

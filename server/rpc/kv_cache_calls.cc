@@ -103,14 +103,22 @@ absl::StatusOr<std::shared_ptr<Session>> KvCacheCalls::FindSession(
     const std::string& tenant, const std::string& session_id) const {
   FQ_RETURN_IF_ERROR(CheckId("session_id", session_id));
   FQ_ASSIGN_OR_RETURN(auto session, node_->sessions().Find(ToRandomId(session_id)));
-  if (session->space->tenant == tenant) return session;
+  if (session->owner == tenant) return session;
   return absl::UnauthenticatedError("session_id: no such session");
+}
+
+absl::StatusOr<std::shared_ptr<Session>> KvCacheCalls::FindSessionToStore(
+    const std::string& tenant, const std::string& session_id) const {
+  FQ_ASSIGN_OR_RETURN(auto session, FindSession(tenant, session_id));
+  if (!session->read_only()) return session;
+  return absl::PermissionDeniedError(
+      "session_id: the session reads for another tenant; it may do nothing else");
 }
 
 absl::Status KvCacheCalls::Store(const CallContext& call, const std::string& tenant,
                                  const wire::StoreRequest& request,
                                  wire::StoreResponse& response) const {
-  FQ_ASSIGN_OR_RETURN(const auto session, FindSession(tenant, request.session_id()));
+  FQ_ASSIGN_OR_RETURN(const auto session, FindSessionToStore(tenant, request.session_id()));
   FQ_RETURN_IF_ERROR(node_->CheckAccepting());
   FQ_RETURN_IF_ERROR(CheckStore(request, limits_));
   StoreCall store = ToStoreCall(request);
@@ -132,7 +140,7 @@ absl::Status KvCacheCalls::Store(const CallContext& call, const std::string& ten
 
 absl::Status KvCacheCalls::BeginStore(const std::string& tenant, const wire::StoreRequest& request,
                                       PeerStore& store, CallRunner::Resume resume) const {
-  FQ_ASSIGN_OR_RETURN(auto session, FindSession(tenant, request.session_id()));
+  FQ_ASSIGN_OR_RETURN(auto session, FindSessionToStore(tenant, request.session_id()));
   return store.Begin(std::move(session), limits_, std::move(resume));
 }
 
@@ -146,7 +154,7 @@ absl::Status KvCacheCalls::EndStore(const CallContext& call, PeerStore& store,
 absl::Status KvCacheCalls::OpenPeerLink(const std::string& tenant,
                                         const wire::OpenPeerLinkRequest& request,
                                         wire::OpenPeerLinkResponse& response) const {
-  FQ_ASSIGN_OR_RETURN(const auto session, FindSession(tenant, request.session_id()));
+  FQ_ASSIGN_OR_RETURN(const auto session, FindSessionToStore(tenant, request.session_id()));
   return DoOpenPeerLink(*node_, *session, request, response);
 }
 
@@ -232,6 +240,14 @@ absl::Status KvCacheCalls::LoadIntoReply(const CallContext& call, const Session&
                                                    : path.LoadInline(call, *session.space, blocks));
   response = InlineReply(std::move(result));
   return absl::OkStatus();
+}
+
+absl::StatusOr<std::shared_ptr<Session>> KvCacheCalls::CheckFetch(
+    const std::string& tenant, const wire::FetchRequest& request) const {
+  FQ_ASSIGN_OR_RETURN(auto session, FindSessionToStore(tenant, request.session_id()));
+  FQ_RETURN_IF_ERROR(node_->CheckAccepting());
+  FQ_RETURN_IF_ERROR(fq::CheckFetch(request, limits_));
+  return session;
 }
 
 absl::Status KvCacheCalls::Attend(const CallContext& call, const std::string& tenant,

@@ -42,6 +42,9 @@ class KvCacheCalls {
   absl::Status LoadIntoSegment(const CallContext& call, const std::string& tenant,
                                const wire::LoadRequest& request,
                                wire::LoadResponse& response) const;
+  // The session that a Fetch stores in, once everything in the request is checked but the node.
+  absl::StatusOr<std::shared_ptr<Session>> CheckFetch(const std::string& tenant,
+                                                      const wire::FetchRequest& request) const;
   absl::Status Attend(const CallContext& call, const std::string& tenant,
                       const wire::AttendRequest& request, wire::AttendResponse& response) const;
   absl::Status Release(const std::string& tenant, const wire::ReleaseRequest& request,
@@ -50,6 +53,9 @@ class KvCacheCalls {
  private:
   absl::StatusOr<std::shared_ptr<Session>> FindSession(const std::string& tenant,
                                                        const std::string& session_id) const;
+  // The same, and PermissionDenied for a session that only reads.
+  absl::StatusOr<std::shared_ptr<Session>> FindSessionToStore(const std::string& tenant,
+                                                              const std::string& session_id) const;
   absl::Status DeliverIntoSegment(const CallContext& call, const Session& session,
                                   const LeasedBlocks& blocks, const wire::Pages& pages,
                                   wire::LoadResponse& response) const;

@@ -9,7 +9,8 @@
 
 namespace fq {
 
-KvCacheService::KvCacheService(Node* node) : node_(node), runner_(node), calls_(node) {}
+KvCacheService::KvCacheService(Node* node, std::unique_ptr<FetchCalls> fetches)
+    : node_(node), runner_(node), calls_(node), fetches_(std::move(fetches)) {}
 
 grpc::ServerBidiReactor<wire::SessionRequest, wire::SessionResponse>* KvCacheService::Session(
     grpc::CallbackServerContext* context) {
@@ -76,6 +77,16 @@ grpc::ServerUnaryReactor* KvCacheService::Load(grpc::CallbackServerContext* cont
     FQ_RETURN_IF_ERROR(calls_.Load(call, caller.tenant, request, reply));
     *response = JoinLoadReply(reply.head, std::move(reply.payload));
     return absl::OkStatus();
+  });
+}
+
+grpc::ServerUnaryReactor* KvCacheService::Fetch(grpc::CallbackServerContext* context,
+                                                const wire::FetchRequest* request,
+                                                wire::FetchResponse* response) {
+  return runner_.Run(context, methods::kFetch, [=](const CallContext& call) -> absl::Status {
+    FQ_ASSIGN_OR_RETURN(const Caller caller, CallerOf(*context, *node_));
+    FQ_ASSIGN_OR_RETURN(const auto session, calls_.CheckFetch(caller.tenant, *request));
+    return fetches_->Fetch(call, context, *session, *request, *response);
   });
 }
 

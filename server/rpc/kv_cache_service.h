@@ -2,9 +2,12 @@
 // messages (load_reply.h).
 #pragma once
 
+#include <memory>
+
 #include "flashquant/v1/kv_cache.grpc.pb.h"
 #include "server/node.h"
 #include "server/rpc/call_runner.h"
+#include "server/rpc/fetch_calls.h"
 #include "server/rpc/kv_cache_calls.h"
 #include "server/rpc/wire.h"
 
@@ -13,7 +16,7 @@ namespace fq {
 class KvCacheService final
     : public wire::KvCache::WithRawCallbackMethod_Load<wire::KvCache::CallbackService> {
  public:
-  explicit KvCacheService(Node* node);  // outlives the service
+  KvCacheService(Node* node, std::unique_ptr<FetchCalls> fetches);  // node outlives the service
 
   grpc::ServerBidiReactor<wire::SessionRequest, wire::SessionResponse>* Session(
       grpc::CallbackServerContext* context) override;
@@ -32,6 +35,9 @@ class KvCacheService final
   grpc::ServerUnaryReactor* Release(grpc::CallbackServerContext* context,
                                     const wire::ReleaseRequest* request,
                                     wire::ReleaseResponse* response) override;
+  grpc::ServerUnaryReactor* Fetch(grpc::CallbackServerContext* context,
+                                  const wire::FetchRequest* request,
+                                  wire::FetchResponse* response) override;
   grpc::ServerUnaryReactor* OpenPeerLink(grpc::CallbackServerContext* context,
                                          const wire::OpenPeerLinkRequest* request,
                                          wire::OpenPeerLinkResponse* response) override;
@@ -47,6 +53,7 @@ class KvCacheService final
   Node* const node_;
   const CallRunner runner_;
   const KvCacheCalls calls_;
+  const std::unique_ptr<FetchCalls> fetches_;
 };
 
 }  // namespace fq

@@ -40,13 +40,18 @@ absl::Status SessionStream::Open() {
   FQ_RETURN_IF_ERROR(CheckSessionRequest(request_));
   FQ_ASSIGN_OR_RETURN(Caller caller, CallerOf(*context_, *node_));
   address_ = caller.address;
+  FQ_ASSIGN_OR_RETURN(const std::string tenant,
+                      TenantOf(caller, request_.tenant(), node_->options().trusted_nodes));
+  if (!request_.tenant().empty()) {  // who comes to fetch names nothing that is not there
+    FQ_RETURN_IF_ERROR(node_->namespaces().List(tenant, request_.namespace_name()).status());
+  }
   FQ_ASSIGN_OR_RETURN(auto space,
-                      node_->namespaces().Open(caller.tenant, request_.namespace_name(),
+                      node_->namespaces().Open(tenant, request_.namespace_name(),
                                                ToDescriptor(request_.namespace_descriptor()),
                                                ToRange(request_.range())));
-  FQ_ASSIGN_OR_RETURN(session_, node_->sessions().Open(std::move(space)));
+  FQ_ASSIGN_OR_RETURN(session_, node_->sessions().Open(std::move(space), caller.tenant));
   client_name_ = request_.client_name();
-  FillResponse(caller.tenant, caller.local);
+  FillResponse(tenant, caller.local);
   LogEvent("session_opened");
   return absl::OkStatus();
 }
@@ -92,6 +97,7 @@ void SessionStream::LogEvent(const char* event) const {
   const SlabSpace& space = *session_->space;
   node_->log().Write(LogLevel::kInfo, event,
                      {{"tenant", space.tenant},
+                      {"caller", session_->owner},  // another one: a node that fetches
                       {"namespace", space.namespace_name},
                       {"client", client_name_},
                       {"peer", address_}});

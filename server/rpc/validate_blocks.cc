@@ -14,6 +14,8 @@ namespace {
 // Chunks are numbered in 31 bits there.
 constexpr uint64_t kMaxDeviceBytes = kChunkUnitBytes << 31;
 
+constexpr size_t kNodeBytesMax = 512;
+
 absl::Status CheckStride(absl::string_view field, uint64_t bytes, uint64_t unit, bool steps) {
   const std::string name = absl::StrCat("pages.layout.", field);
   if (bytes % unit != 0) {
@@ -225,6 +227,12 @@ absl::Status CheckAttend(const wire::AttendRequest& request, const SlabShape& sh
   const size_t floats =
       static_cast<size_t>(shape.heads()) * request.q_heads_per_kv_head() * shape.head_size;
   return CheckLength("q", request.q().size(), floats * sizeof(float), floats * sizeof(float));
+}
+
+absl::Status CheckFetch(const wire::FetchRequest& request, const RequestLimits& limits) {
+  FQ_RETURN_IF_ERROR(CheckLength("node", request.node().size(), 1, kNodeBytesMax));
+  FQ_RETURN_IF_ERROR(CheckKeys(request.keys(), limits));
+  return CheckFloor(request.min_profile());
 }
 
 absl::Status CheckRelease(const wire::ReleaseRequest& request, size_t max_leases) {

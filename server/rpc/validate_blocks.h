@@ -29,6 +29,7 @@ absl::Status CheckLoad(const wire::LoadRequest& request, const SlabShape& shape,
                        size_t leased_blocks, const RequestLimits& limits);
 absl::Status CheckAttend(const wire::AttendRequest& request, const SlabShape& shape,
                          size_t leased_blocks, const RequestLimits& limits);
+absl::Status CheckFetch(const wire::FetchRequest& request, const RequestLimits& limits);
 absl::Status CheckRelease(const wire::ReleaseRequest& request, size_t max_leases);
 
 }  // namespace fq

@@ -71,6 +71,7 @@ absl::Status CheckNamespaceName(absl::string_view name) {
 absl::Status CheckSessionRequest(const wire::SessionRequest& request) {
   FQ_RETURN_IF_ERROR(CheckNamespaceName(request.namespace_name()));
   FQ_RETURN_IF_ERROR(CheckLength("client_name", request.client_name().size(), 0, 128));
+  FQ_RETURN_IF_ERROR(CheckLength("tenant", request.tenant().size(), 0, 256));
   if (!request.has_namespace_descriptor()) {
     return absl::InvalidArgumentError("namespace_descriptor: required in the first message");
   }

@@ -156,6 +156,12 @@ class Session:
         return self.stub.Release(pb.ReleaseRequest(session_id=self.id, lease_ids=leases),
                                  timeout=WAIT_SECONDS)
 
+    def fetch_from(self, node: str, keys: list[bytes],
+                   timeout_s: float = WAIT_SECONDS) -> pb.FetchResponse:
+        """Has the node fetch a chain from another one."""
+        request = pb.FetchRequest(session_id=self.id, node=node, keys=b"".join(keys))
+        return self.stub.Fetch(request, timeout=timeout_s)
+
     def fetch(self, keys: list[bytes], timeout_s: float = WAIT_SECONDS) -> int:
         """Looks up, loads and compares: blocks delivered. AssertionError on any wrong byte."""
         found = self.lookup(keys, timeout_s)

@@ -145,6 +145,16 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{{"--tls-cert=c"}, {"tls-cert", "c", "tls-key"}},
         Refused{{"--tls-key=k"}, {"tls-key", "k", "tls-cert"}},
         Refused{{"--tls-client-ca=a"}, {"tls-client-ca", "a", "tls-cert"}},
+        Refused{{"--fetch-from=10.0.0.2:7600"}, {"fetch-from", "10.0.0.2:7600", "fetch-tls-ca"}},
+        Refused{{"--fetch-from=node-b"}, {"fetch-from", "node-b", "host:port"}},
+        Refused{{"--fetch-tls-cert=c"}, {"fetch-tls-cert", "c", "fetch-tls-key"}},
+        Refused{{"--fetch-tls-cert=c", "--fetch-tls-key=k"}, {"fetch-tls-cert", "fetch-tls-ca"}},
+        Refused{{"--max-fetches=0"}, {"max-fetches", "0", "1..64"}},
+        Refused{{"--max-fetches=65"}, {"max-fetches", "65", "1..64"}},
+        Refused{{"--trusted-node=node-b"}, {"trusted-node", "node-b", "tls-client-ca"}},
+        Refused{{"--tls-cert=c", "--tls-key=k", "--tls-client-ca=a",
+                 "--trusted-node=" + std::string(257, 'n')},
+                {"trusted-node", "257", "256"}},
         Refused{{"--metrics-listen=x"}, {"metrics-listen", "x", "host:port"}},
         Refused{{"--tenant="}, {"tenant", "0", "1..256"}},
         Refused{{"--tenant=" + std::string(257, 't')}, {"tenant", "257", "256"}},
@@ -163,6 +173,15 @@ TEST(Options, BadFiles_AreRefusedWithTheirPath) {
     ASSERT_FALSE(line.ok()) << text.substr(0, 80);
     EXPECT_EQ(line.status().code(), absl::StatusCode::kInvalidArgument);
   }
+}
+
+TEST(Options, OtherNodes_AreLoopbackSocketsOrBehindTls) {
+  const auto line = ParseCommandLine(
+      {"--fetch-from=unix:///run/b.sock,127.0.0.1:7600", "--fetch-from=localhost:7601"}, {});
+  ASSERT_TRUE(line.ok()) << line.status();
+  EXPECT_EQ(line->options.fetch_from.size(), 3u);
+  EXPECT_TRUE(ParseCommandLine({"--fetch-from=node-b:7600", "--fetch-tls-ca=a"}, {}).ok());
+  EXPECT_TRUE(ParseCommandLine({"--fetch-from="}, {})->options.fetch_from.empty());
 }
 
 TEST(Options, NetworkWithTls_IsAccepted) {

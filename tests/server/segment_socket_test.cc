@@ -25,7 +25,7 @@ class SegmentSocketTest : public testing::Test {
     SessionLimits limits;
     limits.segments = {2, 1 << 20};
     sessions_ = std::make_unique<SessionRegistry>(limits, SteadyNow);
-    session_ = *sessions_->Open(std::make_shared<SlabSpace>());
+    session_ = *sessions_->Open(std::make_shared<SlabSpace>(), "team");
     auto socket = SegmentSocket::Start({path_, 0600, sessions_.get(), &metrics_});
     EXPECT_TRUE(socket.ok()) << socket.status();
     socket_ = *std::move(socket);

@@ -162,7 +162,7 @@ TEST_F(CallSocketTest, BadPackets_AreRefusedAndTheConnectionGoesOn) {
 TEST_F(CallSocketTest, AnotherTenantsSession_IsNotThere) {
   auto space = std::make_shared<SlabSpace>(SlabSpace());
   space->tenant = "somebody else";
-  const auto session = *node_.node().sessions().Open(space);
+  const auto session = *node_.node().sessions().Open(space, space->tenant);
   wire::LookupRequest lookup = client_.LookupOf(keys_);
   lookup.set_session_id(std::string(session->id.begin(), session->id.end()));
   ExpectRefused(Call(2, lookup), Code::kUnauthenticated, "no such session");

@@ -196,6 +196,39 @@ TEST_F(DevicePagesTest, GpuFails_MetricsAndNewSessionsKnow) {
   EXPECT_FALSE(TestClient(node_).session().has_device());
 }
 
+TEST_F(DevicePagesTest, FetchedBlocks_ComeOffOneGpuAndGoOnAnother) {
+  FillWorker();
+  wire::StoreResponse stored;
+  ASSERT_TRUE(client_.Store(StoreOf(Register(Registration()), keys_), stored).ok());
+  RunningNode here([&](Options& o) { o.fetch_from = {"unix://" + node_.options().socket}; },
+                   std::make_unique<HostDevice>());
+  TestClient client(here);
+  wire::FetchRequest fetch;
+  fetch.set_session_id(client.id());
+  fetch.set_node("unix://" + node_.options().socket);
+  fetch.set_keys(keys_);
+  grpc::ClientContext context;
+  wire::FetchResponse fetched;
+  ASSERT_TRUE(client.stub().Fetch(&context, fetch, &fetched).ok());
+  EXPECT_EQ(fetched.statuses(1), wire::BLOCK_STATUS_OK) << fetched.stopped();
+  RegistrationPacket packet = Registration();
+  std::memcpy(packet.session.data(), client.id().data(), packet.session.size());
+  const SegmentAnswer registered =
+      AskSegments(ConnectToSegments(SegmentSocketPath(here.options().socket)), packet.Build(), {});
+  ASSERT_EQ(registered.code, 0u) << registered.text;
+  wire::LookupResponse found;
+  ASSERT_TRUE(client.Lookup(client.LookupOf(keys_), found).ok());
+  wire::LoadRequest load = client.LoadOf(found.lease_id(), 2);
+  *load.mutable_pages() = Places(registered.id, 5, 2);
+  wire::LoadResponse loaded;
+  ASSERT_TRUE(client.Load(load, loaded).ok());
+  EXPECT_EQ(loaded.statuses(1), wire::BLOCK_STATUS_OK);
+  for (uint64_t layer : {uint64_t{0}, kLayer}) {
+    EXPECT_EQ(Memory(layer + 5 * kChunk, 2 * kChunk), Memory(layer, 2 * kChunk));
+  }
+  EXPECT_EQ(here.node().tiers().Stats().promoted_slabs, 2u);
+}
+
 TEST_F(DevicePagesTest, SessionEnds_ItsMappingsGo) {
   Register(Registration());
   EXPECT_EQ(device_->open_mappings(), 1);

@@ -36,6 +36,8 @@ TEST(Identity, Certificate_SpiffeBeforeDnsBeforeCommonName) {
   EXPECT_EQ(CallerOf(With({{}, {"d", "e"}, "c"}), "local")->tenant, "d");
   EXPECT_EQ(CallerOf(With({{}, {"localhost"}, "c"}), "local")->tenant, "c");
   EXPECT_FALSE(CallerOf(With({{}, {}, "c"}), "local")->local);
+  EXPECT_TRUE(CallerOf(With({{}, {}, "c"}), "local")->certified);
+  EXPECT_FALSE(CallerOf(Over(Peer::Transport::kTls), "local")->certified);
 }
 
 TEST(Identity, UrisThatAreNoSpiffeId_AreNoName) {
@@ -53,6 +55,22 @@ TEST(Identity, CertificateThatNamesNobody_IsUnauthenticated) {
     EXPECT_EQ(CallerOf(With(certificate), "local").status().code(),
               absl::StatusCode::kUnauthenticated);
   }
+}
+
+TEST(Identity, NamedTenant_IsTheCallersOwnOrNeedsTheCertificateOfATrustedNode) {
+  const std::vector<std::string> trusted = {"node-b"};
+  const Caller team{"team", false, true, ""}, node{"node-b", false, true, ""};
+  EXPECT_EQ(*TenantOf(team, "", trusted), "team");
+  EXPECT_EQ(*TenantOf(team, "team", trusted), "team");
+  EXPECT_EQ(*TenantOf(node, "team", trusted), "team");
+  EXPECT_EQ(*TenantOf(node, "", trusted), "node-b");
+  EXPECT_TRUE(absl::IsPermissionDenied(TenantOf(team, "other", trusted).status()));
+  EXPECT_TRUE(absl::IsPermissionDenied(TenantOf(node, "team", {}).status()));
+}
+
+TEST(Identity, NameWithoutACertificate_IsNoTrustedNode) {
+  const Caller local{"node-b", true, false, ""};
+  EXPECT_TRUE(absl::IsPermissionDenied(TenantOf(local, "team", {"node-b"}).status()));
 }
 
 }  // namespace

@@ -361,5 +361,33 @@ TEST_F(KvCacheServiceTest, BadCalls_AreRefusedAndChangeNothing) {
   EXPECT_EQ(loaded.payload(), pages);
 }
 
+// As a node that fetches for a tenant has: its session is its own, the blocks are the tenant's.
+TEST_F(KvCacheServiceTest, SessionForAnotherTenant_ReadsItsBlocksAndDoesNothingElse) {
+  const wire::SessionRequest request = TestSessionRequest(node_);
+  const Descriptor descriptor = (*node_.node().namespaces().List("default", ""))[0].descriptor;
+  const auto space = *node_.node().namespaces().Open("team", request.namespace_name(), descriptor,
+                                                     {0, kTestLayers, 0, kTestHeads});
+  const auto session = *node_.node().sessions().Open(space, "default");
+  const std::string pages = TestPages(node_.codec_set(), 2, 1), keys = TestKeys("a", 2);
+  wire::StoreRequest store = client_.StoreOf(keys, pages, wire::PROFILE_EXACT);
+  store.set_session_id(ToBytes(session->id));
+  wire::StoreResponse stored;
+  EXPECT_EQ(client_.Store(store, stored).error_code(), Code::PERMISSION_DENIED);
+  store.set_peer_sequence(1);
+  EXPECT_EQ(client_.Store(store, stored).error_code(), Code::PERMISSION_DENIED);
+  grpc::ClientContext context;
+  wire::OpenPeerLinkRequest link;
+  link.set_session_id(ToBytes(session->id));
+  wire::OpenPeerLinkResponse opened;
+  EXPECT_EQ(client_.stub().OpenPeerLink(&context, link, &opened).error_code(),
+            Code::PERMISSION_DENIED);
+  wire::LookupRequest lookup = client_.LookupOf(keys);
+  lookup.set_session_id(ToBytes(session->id));
+  wire::LookupResponse found;
+  client_.StoreAndLookup(keys, pages, wire::PROFILE_EXACT);  // of tenant "default"
+  ASSERT_TRUE(client_.Lookup(lookup, found).ok());
+  EXPECT_EQ(found.matched_blocks(), 0u);
+}
+
 }  // namespace
 }  // namespace fq

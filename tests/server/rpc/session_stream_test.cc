@@ -29,6 +29,19 @@ TEST(SessionStream, Opened_TellsWhatTheNodeGrants) {
             static_cast<uint32_t>(node.codec_set().calibrated_tokens()));
 }
 
+TEST(SessionStream, AnotherTenantThanTheCallers_IsPermissionDenied) {
+  RunningNode node([](Options& o) { o.tenant = "team"; });
+  wire::SessionRequest request = TestSessionRequest(node);
+  request.set_tenant("team");
+  EXPECT_EQ(TestClient(node, request).opened().error_code(), grpc::StatusCode::NOT_FOUND);
+  TestClient first(node);
+  EXPECT_TRUE(TestClient(node, request).opened().ok());  // who names it must find it there
+  request.set_tenant("other");
+  EXPECT_EQ(TestClient(node, request).opened().error_code(), grpc::StatusCode::PERMISSION_DENIED);
+  request.set_tenant(std::string(257, 't'));
+  EXPECT_EQ(TestClient(node, request).opened().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
 TEST(SessionStream, NoCodecSet_ExactAndUniversalOnly) {
   RunningNode node;
   wire::SessionRequest request = TestSessionRequest(node);

@@ -1,0 +1,46 @@
+// PagePath: blocks that another node encoded.
+#include <cstring>
+#include <utility>
+
+#include "kernels/base/status_macros.h"
+#include "server/page_path.h"
+
+namespace fq {
+namespace {
+
+// As what a block is kept. Whether it was stored as compact the other node does not say: with its
+// refinement it counts as near-lossless, which only means that the tail rule leaves it alone.
+Profile ProfileOf(PageKind kind, bool refined) {
+  if (kind == PageKind::kExact) return Profile::kExact;
+  if (kind == PageKind::kUniversal) return Profile::kUniversal;
+  return refined ? Profile::kNearLossless : Profile::kCompact;
+}
+
+void Copy(absl::Span<const std::byte> from, absl::Span<std::byte> to) {
+  if (!from.empty()) std::memcpy(to.data(), from.data(), from.size());
+}
+
+}  // namespace
+
+BlockOutcome PagePath::PublishEncoded(const SlabSpace& space, const EncodedBlock& block, Pin& pin) {
+  const absl::StatusOr<PageKind> kind =
+      space.codec->VerifyBlock(block.id, block.primary, block.refinement);
+  if (!kind.ok()) return BlockOutcome::kRefused;
+  const Plan plan{block.id, *kind, block.primary.size(), block.refinement.size()};
+  Reservation room;
+  const absl::StatusOr<BlockOutcome> outcome =
+      Reserve(Tier::kHost, space, ProfileOf(*kind, !block.refinement.empty()), plan, room, pin);
+  if (!outcome.ok()) return BlockOutcome::kFull;
+  if (*outcome != BlockOutcome::kOk) return *outcome;
+  Copy(block.primary, room.primary());
+  Copy(block.refinement, room.refinement());
+  pin = std::move(room).Publish();
+  return BlockOutcome::kOk;
+}
+
+Pin PagePath::FindBlock(const SlabSpace& space, const BlockId& id) {
+  Pin pin = tiers_->Find({space.scope, id.key});
+  return pin && pin.tag().block_index == id.index ? std::move(pin) : Pin();
+}
+
+}  // namespace fq

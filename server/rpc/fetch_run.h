@@ -1,0 +1,54 @@
+// One Fetch on its way: what is here already, what the other node has, piece by piece. One thread.
+#pragma once
+
+#include <grpcpp/server_context.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "server/call_context.h"
+#include "server/node.h"
+#include "server/peers/remote_node.h"
+#include "server/rpc/wire.h"
+
+namespace fq {
+
+class FetchRun {
+ public:
+  struct Source {
+    std::shared_ptr<grpc::Channel> channel;
+    const grpc::CallbackServerContext* parent = nullptr;  // as of RemoteLimits
+  };
+  FetchRun(Node* node, const SlabSpace& space, std::vector<BlockKey> keys, wire::Profile floor);
+
+  // Asks for what is not here. An error says why the rest was not asked for; what was published
+  // until then stays.
+  absl::Status Run(const CallContext& call, const Source& source);
+
+  const std::vector<BlockOutcome>& outcomes() const { return outcomes_; }  // [keys]
+  uint64_t bytes() const { return bytes_; }  // of extents that were published
+
+ private:
+  size_t FindWhatIsHere();  // returns how many blocks to ask for: up to the last that is missing
+  absl::Status Ask(const CallContext& call, const Source& source, size_t wanted);
+  absl::StatusOr<std::unique_ptr<RemoteSession>> Open(const RemoteLimits& limits,
+                                                      const Source& source) const;
+  absl::Status LoadMissing(const CallContext& call, const wire::LookupResponse& found);
+  // Blocks from `first` on that one reply may carry; at least one.
+  absl::StatusOr<uint32_t> PieceAt(uint32_t first, const wire::LookupResponse& found) const;
+  absl::Status LoadPiece(const std::string& lease, uint32_t first, uint32_t count);
+  BlockOutcome Publish(size_t i, const RemoteBlocks::Block& block);
+
+  Node* const node_;
+  const SlabSpace& space_;
+  const std::vector<BlockKey> keys_;
+  const wire::Profile floor_;
+  std::unique_ptr<RemoteSession> remote_;
+  std::vector<BlockOutcome> outcomes_;
+  std::vector<Pin> pins_;  // a fetch must not evict its own first blocks
+  uint64_t bytes_ = 0;
+};
+
+}  // namespace fq
