@@ -64,6 +64,7 @@ void AddStatus(CLI::App& app, Command& command);
 void AddPut(CLI::App& app, Command& command);
 void AddGet(CLI::App& app, Command& command);
 void AddLookup(CLI::App& app, Command& command);
+void AddFetch(CLI::App& app, Command& command);
 void AddVerify(CLI::App& app, Command& command);
 void AddNamespace(CLI::App& app, Command& command);
 void AddStats(CLI::App& app, Command& command);

@@ -14,6 +14,7 @@ void AddVerbs(CLI::App& app, Command& command) {
   AddPut(app, command);
   AddGet(app, command);
   AddLookup(app, command);
+  AddFetch(app, command);
   AddVerify(app, command);
   AddNamespace(app, command);
   AddStats(app, command);

@@ -18,11 +18,12 @@ constexpr Names<Profile, 4> kProfiles = {{{Profile::kExact, "exact"},
                                           {Profile::kNearLossless, "near-lossless"},
                                           {Profile::kCompact, "compact"},
                                           {Profile::kUniversal, "universal"}}};
-constexpr Names<BlockStatus, 5> kStatuses = {{{BlockStatus::kOk, "ok"},
+constexpr Names<BlockStatus, 6> kStatuses = {{{BlockStatus::kOk, "ok"},
                                               {BlockStatus::kExists, "exists"},
                                               {BlockStatus::kMiss, "miss"},
                                               {BlockStatus::kFull, "full"},
-                                              {BlockStatus::kBelowFloor, "below-floor"}}};
+                                              {BlockStatus::kBelowFloor, "below-floor"},
+                                              {BlockStatus::kRefused, "refused"}}};
 
 template <typename Enum, size_t kCount>
 absl::string_view NameIn(const Names<Enum, kCount>& names, Enum value) {

@@ -31,6 +31,7 @@ enum class BlockStatus : uint8_t {
   kMiss = 3,
   kFull = 4,
   kBelowFloor = 5,
+  kRefused = 6,
 };
 
 absl::string_view Name(DType dtype);         // "bf16"

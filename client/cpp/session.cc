@@ -166,6 +166,22 @@ Loaded Session::Load(const LoadCall& call) {
   return Loaded{statuses.status(), std::vector<BlockStatus>(call.block_count, BlockStatus::kMiss)};
 }
 
+absl::StatusOr<Fetched> Session::Fetch(const FetchCall& call) {
+  const absl::Time deadline = keeper_->link().DeadlineOf(call.deadline);
+  FQ_ASSIGN_OR_RETURN(const SessionInfo info, keeper_->Get(deadline));
+  wire::FetchRequest request;
+  request.set_node(call.node);
+  request.set_keys(ToBytes(call.keys));
+  request.set_min_profile(static_cast<wire::Profile>(call.floor));
+  FQ_ASSIGN_OR_RETURN(const auto response,
+                      Ask<wire::FetchResponse>(*keeper_, info, "/flashquant.v1.KvCache/Fetch",
+                                               std::nullopt, request, deadline));
+  FQ_ASSIGN_OR_RETURN(auto statuses, StatusesFromWire(response, call.keys.size()));
+  return Fetched{
+      std::move(statuses),
+      absl::Status(static_cast<absl::StatusCode>(response.stopped_code()), response.stopped())};
+}
+
 absl::StatusOr<Attended> Session::Attend(const AttendCall& call) {
   const absl::Time deadline = keeper_->link().DeadlineOf(call.deadline);
   FQ_ASSIGN_OR_RETURN(const SessionInfo info, keeper_->Get(deadline));

@@ -99,6 +99,19 @@ struct Loaded {
   std::vector<BlockStatus> statuses;  // [block_count]; only the pages of kOk blocks are there
 };
 
+// Blocks of another node; the node asks it and checks what comes.
+struct FetchCall {
+  std::string node;                 // one of the node's --fetch-from, as written there
+  absl::Span<const BlockKey> keys;  // from the first block of the chain
+  Profile floor = Profile::kCompact;
+  CallDeadline deadline;
+};
+
+struct Fetched {
+  std::vector<BlockStatus> statuses;  // [keys]; here are those of kOk and kExists
+  absl::Status stopped;               // OK: all were asked for; else why not, about that node
+};
+
 struct AttendCall {
   LeaseId lease{};
   uint32_t layer = 0;
@@ -135,6 +148,10 @@ class Session {
 
   // Never fails: without an answer all blocks are misses. `segment` is replaced then, see there.
   Loaded Load(const LoadCall& call);
+
+  // Has the node fetch what it lacks. PermissionDenied: it may not ask that node. What is wrong
+  // with that other node is in the result.
+  absl::StatusOr<Fetched> Fetch(const FetchCall& call);
 
   // NotFound: the lease is gone. DataLoss: a block failed its check.
   absl::StatusOr<Attended> Attend(const AttendCall& call);

@@ -87,6 +87,50 @@ TEST_F(FqctlTest, Get_MoreThanThereIs_WritesThePrefixAndMisses) {
   EXPECT_EQ(*ReadFile(got), *ReadFile(pages));
 }
 
+TEST_F(FqctlTest, Fetch_BringsAPrefixFromTheOtherNode) {
+  ASSERT_EQ(OnPrefix("put", 2, {"--profile", "exact", "--file", PagesFile(2)}).code, ExitCode::kOk);
+  NodeProcess other({"--host-bytes", "16MiB", "--fetch-from", node_.endpoint()});
+  const auto fetch = [&](const std::string& from, const char* blocks) {
+    return RunFqctl({"fetch",
+                     "--from",
+                     from,
+                     "--namespace",
+                     "t",
+                     "--model",
+                     "m",
+                     "--layers",
+                     "2",
+                     "--kv-heads",
+                     "2",
+                     "--head-size",
+                     "64",
+                     "--dtype",
+                     "f16",
+                     "--blocks",
+                     blocks,
+                     "--endpoint",
+                     other.endpoint(),
+                     "-o",
+                     "json"});
+  };
+  const Ran all = fetch(node_.endpoint(), "2");
+  EXPECT_EQ(all.code, ExitCode::kOk) << all.errors;
+  EXPECT_EQ(all.json()["fetched"], 2);
+  EXPECT_EQ(all.json()["stopped"], "");
+  const Ran more = fetch(node_.endpoint(), "3");
+  EXPECT_EQ(more.code, ExitCode::kNotFound);
+  EXPECT_EQ(more.json()["existed"], 2);
+  EXPECT_EQ(more.json()["missing"], 1);
+  node_.Kill();
+  const Ran gone = fetch(node_.endpoint(), "3");
+  EXPECT_EQ(gone.code, ExitCode::kUnavailable);
+  EXPECT_NE(gone.json()["stopped"], "");
+  EXPECT_EQ(fetch(node_.endpoint(), "2").code, ExitCode::kOk);  // all is here: nobody is asked
+  const Ran elsewhere = fetch("unix:///elsewhere", "2");
+  EXPECT_EQ(elsewhere.code, ExitCode::kPermission) << elsewhere.errors;
+  EXPECT_NE(elsewhere.errors.find("--fetch-from"), std::string::npos);
+}
+
 TEST_F(FqctlTest, Put_FileOfAnotherSize_NamesBoth) {
   const Ran put = OnPrefix("put", 3, {"--profile", "exact", "--file", PagesFile(2)});
   EXPECT_EQ(put.code, ExitCode::kUsage);

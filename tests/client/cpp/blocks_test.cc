@@ -21,6 +21,7 @@ TEST(Blocks, Names_RoundTrip) {
   }
   for (DType d : {DType::kF16, DType::kBf16, DType::kF32}) EXPECT_EQ(*DTypeOf(Name(d)), d);
   EXPECT_EQ(Name(BlockStatus::kBelowFloor), "below-floor");
+  EXPECT_EQ(Name(BlockStatus::kRefused), "refused");
   EXPECT_EQ(Name(static_cast<BlockStatus>(77)), "unspecified");
 }
 

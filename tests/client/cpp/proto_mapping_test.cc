@@ -9,6 +9,7 @@ TEST(ProtoMapping, Enums_HaveTheNumbersOfTheWire) {
   EXPECT_EQ(static_cast<int>(Profile::kUniversal), wire::PROFILE_UNIVERSAL);
   EXPECT_EQ(static_cast<int>(Profile::kCompact), wire::PROFILE_COMPACT);
   EXPECT_EQ(static_cast<int>(BlockStatus::kBelowFloor), wire::BLOCK_STATUS_BELOW_FLOOR);
+  EXPECT_EQ(static_cast<int>(BlockStatus::kRefused), wire::BLOCK_STATUS_REFUSED);
   EXPECT_EQ(static_cast<int>(BlockStatus::kExists), wire::BLOCK_STATUS_EXISTS);
   EXPECT_EQ(static_cast<int>(DType::kF32), wire::DTYPE_F32);
   EXPECT_EQ(static_cast<int>(DType::kBf16), wire::DTYPE_BF16);
