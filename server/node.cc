@@ -145,7 +145,7 @@ Node::Node(const Options& options, NodeParts parts, std::unique_ptr<DeviceSchedu
       start_time_seconds_(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch())) {
   if (parts.peers != nullptr) {
     peer_links_ = std::make_unique<PeerLinks>(device_.get(), std::move(parts.peers),
-                                              PeerLimitsOf(options_), &metrics_, log_);
+                                              PeerLimitsOf(options_), &metrics_, log_, parts.clock);
   }
   metrics_.SetSampler([this] { return Sample(); });
   expirer_ = std::thread([this] { ExpireLeasesUntilStopped(); });

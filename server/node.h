@@ -30,7 +30,7 @@ namespace fq {
 
 // What a test may replace.
 struct NodeParts {
-  Clock clock = SteadyNow;  // of leases
+  Clock clock = SteadyNow;  // of leases and peer links
   std::vector<std::shared_ptr<const CodecSet>>
       codec_sets;                        // beside those of the options; the registry holds them too
   const Log* log = nullptr;              // outlives the node

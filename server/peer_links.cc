@@ -12,12 +12,13 @@
 namespace fq {
 
 PeerLinks::PeerLinks(Device* device, std::unique_ptr<PeerTransport> transport,
-                     const PeerLimits& limits, const Metrics* metrics, const Log* log)
+                     const PeerLimits& limits, const Metrics* metrics, const Log* log, Clock clock)
     : device_(device),
       transport_(std::move(transport)),
       limits_(limits),
       metrics_(metrics),
-      log_(log) {}
+      log_(log),
+      clock_(std::move(clock)) {}
 
 void PeerLinks::EndAll() {
   absl::MutexLock lock(&mutex_);
@@ -78,6 +79,7 @@ absl::StatusOr<PeerLinks::Opened> PeerLinks::Open(uint64_t window_bytes, Millise
   parts.hello = {segment.begin, kPeerHelloBytes};
   parts.window = segment.window;
   parts.timeout = timeout;
+  parts.clock = clock_;
   parts.moved = [this](PeerDirection direction, uint64_t bytes) {
     metrics_->Add(Metric::kPeerBytes, {direction == PeerDirection::kSend ? "send" : "receive"},
                   static_cast<double>(bytes));

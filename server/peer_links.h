@@ -14,6 +14,7 @@
 #include "absl/synchronization/mutex.h"
 #include "kernels/device.h"
 #include "kernels/params.h"
+#include "server/clock.h"
 #include "server/log.h"
 #include "server/metrics.h"
 #include "server/peer_limits.h"
@@ -30,7 +31,7 @@ class PeerLinks {
 
   // Keeps the pointers.
   PeerLinks(Device* device, std::unique_ptr<PeerTransport> transport, const PeerLimits& limits,
-            const Metrics* metrics, const Log* log);
+            const Metrics* metrics, const Log* log, Clock clock);
   ~PeerLinks();  // ends all, and waits for them
 
   const PeerLimits& limits() const { return limits_; }
@@ -66,6 +67,7 @@ class PeerLinks {
   const PeerLimits limits_;
   const Metrics* const metrics_;
   const Log* const log_;
+  const Clock clock_;                  // of timeouts
   std::atomic<uint32_t> unjoined_{0};  // links that ended before their worker came
   const std::shared_ptr<Taken> taken_ = std::make_shared<Taken>();
   absl::Mutex mutex_;

@@ -44,7 +44,7 @@ PeerLink::PeerLink(Parts parts) : parts_(std::move(parts)) {
   lanes_[kUp].comm = std::move(parts_.up);
   lanes_[kUp].direction = PeerDirection::kReceive;
   for (Lane& lane : lanes_) {
-    lane.since = Clock::now();
+    lane.since = parts_.clock();
     lane.waiting.emplace(0, Operation{{parts_.hello}, nullptr, nullptr});
   }
   thread_ = std::thread([this] { Run(); });
@@ -123,6 +123,7 @@ void PeerLink::Run() {
 }
 
 absl::StatusOr<bool> PeerLink::Serve(Lane& lane) {
+  const Clock::time_point now = parts_.clock();  // before the look: what is done by now is in time
   FQ_ASSIGN_OR_RETURN(const bool ended, EndDone(lane));
   FQ_ASSIGN_OR_RETURN(const bool started, StartWaiting(lane));
   bool busy = !lane.started.empty();
@@ -130,7 +131,6 @@ absl::StatusOr<bool> PeerLink::Serve(Lane& lane) {
     absl::MutexLock lock(&mutex_);
     busy = !lane.waiting.empty();
   }
-  const Clock::time_point now = Clock::now();
   if (ended || started || (busy && !lane.busy)) lane.since = now;
   lane.busy = busy;
   if (!busy || now - lane.since < parts_.timeout) return ended || started;

@@ -37,6 +37,8 @@ class PeerLink {
     PeerRegion hello;                     // of operation 0
     std::shared_ptr<const void> window;   // that all regions lie in; let go when nothing uses it
     std::chrono::milliseconds timeout{};  // without progress
+    std::function<std::chrono::steady_clock::time_point()> clock =  // of the timeout
+        std::chrono::steady_clock::now;
     std::function<void(PeerDirection, uint64_t bytes)> moved;     // an operation is done
     std::function<void(PeerLinkEnd, const std::string&)> broken;  // once; from the link's thread
   };

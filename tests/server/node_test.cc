@@ -32,7 +32,7 @@ TEST(Node, WaitIdle_WaitsForRunningCalls) {
   EXPECT_EQ(node->Sample().running_calls, 1);
   EXPECT_FALSE(node->WaitIdle(Milliseconds(1)));
   std::thread other([&] { node->EndCall(); });
-  EXPECT_TRUE(node->WaitIdle(Milliseconds(5000)));
+  EXPECT_TRUE(node->WaitIdle(kPatience));
   other.join();
 }
 

@@ -15,8 +15,9 @@
 #include <filesystem>
 #include <fstream>
 #include <iterator>
-#include <thread>
 #include <utility>
+
+#include "tests/testing/eventually.h"
 
 extern char** environ;
 
@@ -25,8 +26,12 @@ namespace fq {
 NodeProcess::NodeProcess(std::vector<std::string> arguments)
     : arguments_(std::move(arguments)), folder_("/tmp/fqp-XXXXXX") {
   EXPECT_NE(mkdtemp(folder_.data()), nullptr);
-  arguments_.insert(arguments_.begin(), {FQ_BINARY_DIR "/bin/flashquantd", "--socket", socket(),
-                                         "--metrics-listen", "", "--workers", "2"});
+  const std::string patience_ms = std::to_string(std::chrono::milliseconds(kPatience).count());
+  arguments_.insert(
+      arguments_.begin(),
+      {FQ_BINARY_DIR "/bin/flashquantd", "--socket", socket(), "--metrics-listen", "", "--workers",
+       "2", "--max-deadline-ms", patience_ms, "--default-deadline-ms", patience_ms, "--lease-ms",
+       std::to_string(std::chrono::milliseconds(std::chrono::hours(1)).count())});
   Start();
 }
 
@@ -45,10 +50,7 @@ void NodeProcess::Start() {
   posix_spawn_file_actions_addopen(&actions, 2, log.c_str(), O_CREAT | O_APPEND | O_WRONLY, 0600);
   EXPECT_EQ(posix_spawn(&process_, argv[0], &actions, nullptr, argv.data(), environ), 0) << argv[0];
   posix_spawn_file_actions_destroy(&actions);
-  for (int i = 0; i < 1000 && !Listens(); ++i) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-  EXPECT_TRUE(Listens()) << "see " << log;
+  EXPECT_TRUE(Eventually([this] { return Listens(); })) << "see " << log;
 }
 
 bool NodeProcess::Listens() const {
@@ -63,15 +65,17 @@ bool NodeProcess::Listens() const {
 
 int NodeProcess::tcp_port() const {
   constexpr char kField[] = "tcp_port=\"";
-  for (int i = 0; i < 500; ++i) {  // the log may be a little behind the socket
+  int port = 0;
+  EXPECT_TRUE(Eventually([&] {  // the log may be a little behind the socket
     std::ifstream in(folder_ + "/log");
     const std::string log((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-    const size_t at = log.find(kField);
-    if (at != std::string::npos) return std::atoi(log.c_str() + at + sizeof(kField) - 1);
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
-  ADD_FAILURE() << "no tcp_port in " << folder_ << "/log";
-  return 0;
+    const size_t at = log.find(kField), end = log.find('\n', at);
+    if (end == std::string::npos) return false;
+    port = std::atoi(log.c_str() + at + sizeof(kField) - 1);
+    return true;
+  })) << "no tcp_port in "
+      << folder_ << "/log";
+  return port;
 }
 
 void NodeProcess::Freeze() {

@@ -58,7 +58,7 @@ class PeerWorker {
   bool Greet(const PeerWindow& window) {
     return Receive({window.At(0, kPeerHelloBytes)}) && Send({window.At(0, kPeerHelloBytes)});
   }
-  // The next operation, until it is done; false when it fails, or is not done after two seconds.
+  // The next operation, until it is done; false when it fails, or is not done in time.
   bool Receive(PeerRegions regions) {
     StartReceive(std::move(regions));
     return Await(*down_, received_);

@@ -8,7 +8,6 @@
 #include <cmath>
 #include <cstring>
 #include <filesystem>
-#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/codec/float_convert.h"
@@ -28,7 +27,8 @@ Options TestOptions(const TempFolder& folder) {
   options.host_bytes = 64 << 20;
   options.device_bytes = 64 << 20;
   options.workers = 2;
-  options.drain_ms = 2000;
+  options.default_deadline_ms = options.max_deadline_ms = options.drain_ms =
+      static_cast<uint32_t>(Milliseconds(kPatience).count());
   return options;
 }
 
@@ -212,15 +212,6 @@ wire::LookupResponse TestClient::StoreAndLookup(const std::string& keys, const s
   wire::LookupResponse found;
   EXPECT_TRUE(Lookup(LookupOf(keys), found).ok());
   return found;
-}
-
-bool Eventually(const std::function<bool()>& condition) {
-  const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(2);
-  while (!condition()) {
-    if (std::chrono::steady_clock::now() > limit) return false;
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  }
-  return true;
 }
 
 }  // namespace fq

@@ -15,6 +15,7 @@
 #include "server/log.h"
 #include "server/options.h"
 #include "server/server.h"
+#include "tests/testing/eventually.h"
 
 namespace fq {
 
@@ -127,8 +128,5 @@ class TestClient {
   grpc::Status opened_;
   flashquant::v1::SessionResponse session_;
 };
-
-// True once `condition` holds; false after two seconds.
-bool Eventually(const std::function<bool()>& condition);
 
 }  // namespace fq

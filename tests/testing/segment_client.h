@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "server/segments.h"
+#include "tests/testing/eventually.h"
 
 namespace fq {
 
@@ -22,7 +23,7 @@ struct SegmentAnswer {
 
 inline OwnedFd ConnectToSegments(const std::string& path) {
   OwnedFd fd(socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  const timeval limit{2, 0};
+  const timeval limit{kPatience.count(), 0};
   setsockopt(fd.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
   sockaddr_un at{};
   at.sun_family = AF_UNIX;

@@ -30,7 +30,8 @@ class CodecSetTest : public testing::Test {
   }
 
   nlohmann::json Fqctl(std::vector<std::string> arguments, ExitCode expected) {
-    arguments.insert(arguments.end(), {"--endpoint", node_.endpoint(), "-o", "json"});
+    arguments.insert(arguments.end(),
+                     {"--endpoint", node_.endpoint(), "-o", "json", "--deadline-ms", "60000"});
     std::ostringstream out, errors;
     EXPECT_EQ(cli::Run(arguments, out, errors), expected) << errors.str();
     return nlohmann::json::parse(out.str(), nullptr, false);

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <fstream>
 #include <nlohmann/json.hpp>
 #include <random>
@@ -10,6 +11,7 @@
 #include <sstream>
 
 #include "client/cli/files.h"
+#include "tests/testing/eventually.h"
 #include "tests/testing/node_process.h"
 
 namespace fq::cli {
@@ -31,8 +33,10 @@ class FqctlTest : public testing::Test {
  protected:
   static constexpr size_t kBlockBytes = 2 * 2 * 2 * 64 * 64 * 2;
 
-  Ran Fqctl(std::vector<std::string> arguments) const {
-    arguments.insert(arguments.end(), {"--endpoint", node_.endpoint(), "-o", "json"});
+  Ran Fqctl(std::vector<std::string> arguments,
+            std::chrono::milliseconds deadline = kPatience) const {
+    arguments.insert(arguments.end(), {"--endpoint", node_.endpoint(), "-o", "json",
+                                       "--deadline-ms", std::to_string(deadline.count())});
     return RunFqctl(arguments);
   }
 
@@ -219,7 +223,7 @@ TEST_F(FqctlTest, Bench_MeasuresThreeOperationsAndCleansUp) {
 
 TEST_F(FqctlTest, FrozenNode_IsUnavailableInTime) {
   node_.Freeze();
-  const Ran ran = Fqctl({"status", "--deadline-ms", "100"});
+  const Ran ran = Fqctl({"status"}, std::chrono::milliseconds(100));
   EXPECT_EQ(ran.code, ExitCode::kUnavailable);
   node_.Thaw();
 }

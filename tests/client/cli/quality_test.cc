@@ -54,7 +54,7 @@ class QualityTest : public testing::Test {
   }
 
   std::string Text(std::vector<std::string> arguments, ExitCode expected) {
-    arguments.insert(arguments.end(), {"--endpoint", node_->endpoint(), "--deadline-ms", "30000"});
+    arguments.insert(arguments.end(), {"--endpoint", node_->endpoint(), "--deadline-ms", "60000"});
     std::ostringstream out, errors;
     EXPECT_EQ(cli::Run(arguments, out, errors), expected) << errors.str();
     return out.str();
@@ -223,7 +223,8 @@ TEST(QualityOfAnOlderCodecSet, NoExpectation_IsSaidAndNothingIsChecked) {
   NodeProcess node({"--host-bytes", "16MiB", "--codec-set", kOlder, "--quality-sample", "1"});
   const std::string id(reinterpret_cast<const char*>(set->id().data()), set->id().size());
   const auto fqctl = [&](std::vector<std::string> arguments) {
-    arguments.insert(arguments.end(), {"--endpoint", node.endpoint(), "-o", "json"});
+    arguments.insert(arguments.end(),
+                     {"--endpoint", node.endpoint(), "-o", "json", "--deadline-ms", "60000"});
     std::ostringstream out, errors;
     EXPECT_EQ(cli::Run(arguments, out, errors), ExitCode::kOk) << errors.str();
     return nlohmann::json::parse(out.str(), nullptr, false);

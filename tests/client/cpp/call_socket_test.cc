@@ -15,6 +15,7 @@
 
 #include "absl/time/clock.h"
 #include "client/cpp/retry_after.h"
+#include "tests/testing/eventually.h"
 
 namespace fq::client {
 namespace {
@@ -67,7 +68,7 @@ class CallSocketTest : public testing::Test {
     });
   }
 
-  static absl::Time Soon() { return absl::Now() + absl::Seconds(2); }
+  static absl::Time Soon() { return absl::Now() + absl::FromChrono(kPatience); }
 
   const std::string folder_ = MakeFolder();
   int listener_ = -1;
@@ -89,13 +90,13 @@ TEST_F(CallSocketTest, Calls_KeepTheirConnection) {
 
 TEST_F(CallSocketTest, Request_HasItsKindAndTheTimeThatIsLeft) {
   Serve(Head(1, 1000), [](const std::string& packet) { return Head(0, 0) + packet.substr(0, 16); });
-  const auto head = calls_->Call(CallKind::kLoad, "", absl::Now() + absl::Milliseconds(500));
+  const auto head = calls_->Call(CallKind::kLoad, "", Soon());
   ASSERT_TRUE(head.has_value() && head->ok());
   EXPECT_EQ((*head)->substr(0, 8), Head(3, 0));
   uint64_t timeout_us = 0;
   std::memcpy(&timeout_us, (*head)->data() + 8, 8);
   EXPECT_GT(timeout_us, 0u);
-  EXPECT_LE(timeout_us, 500'000u);
+  EXPECT_LE(std::chrono::microseconds(timeout_us), kPatience);
 }
 
 TEST_F(CallSocketTest, Errors_AreTheNodes) {

@@ -73,7 +73,7 @@ class FloorNode : public testing::Test {
         node_({"--host-bytes", "1MiB", "--codec-set", set_path_}) {
     ClientOptions options;
     options.endpoint = node_.endpoint();
-    options.deadline = absl::Seconds(30);
+    options.deadline = absl::Seconds(60);
     client_ = *Client::Create(options);
     spec_.namespace_name = "floors";
     spec_.descriptor.model = "synthetic";
@@ -83,7 +83,7 @@ class FloorNode : public testing::Test {
     spec_.descriptor.dtype = DType::kF32;
     spec_.descriptor.codec_set_id = std::string(set_->id().begin(), set_->id().end());
     spec_.range = WholeModel(spec_.descriptor);
-    session_ = *client_->Open(spec_, absl::Seconds(30));
+    session_ = *client_->Open(spec_, absl::Seconds(60));
   }
   ~FloorNode() override { std::remove(set_path_.c_str()); }
 
@@ -119,7 +119,7 @@ class FloorNode : public testing::Test {
   }
 
   double Counter(const std::string& name) {
-    return client_->Status(absl::Seconds(30)).value().counters.at(name);
+    return client_->Status(absl::Seconds(60)).value().counters.at(name);
   }
 
   // Stores the case's chain and lets happen to it what the case says.
@@ -264,7 +264,7 @@ TEST_F(FloorNode, RefinementDroppedBetweenLookupAndLoad_Miss) {
   const Match held = Lookup(keys, Profile::kNearLossless, kTake);  // with a lease
   Store(keys, 2, kBlocks, Profile::kCompact);
   EXPECT_EQ(Load(held, Profile::kNearLossless), "kk");  // the lease kept what it promised
-  ASSERT_TRUE(session_->Release({held.lease}, absl::Seconds(30)).ok());
+  ASSERT_TRUE(session_->Release({held.lease}, absl::Seconds(60)).ok());
   const Match after = Lookup(keys, Profile::kNearLossless, kTake);
   EXPECT_EQ(after.matched_blocks, 0u);
   EXPECT_EQ(Lookup(keys, Profile::kCompact, kTake).matched_blocks, kBlocks);

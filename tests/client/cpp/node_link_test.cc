@@ -10,6 +10,7 @@
 #include <filesystem>
 
 #include "absl/time/clock.h"
+#include "tests/testing/eventually.h"
 
 namespace fq::client {
 namespace {
@@ -48,13 +49,13 @@ grpc::ByteBuffer Nothing() {
 ClientOptions OptionsFor(const std::string& endpoint) {
   ClientOptions options;
   options.endpoint = endpoint;
-  options.breaker = {3, absl::Seconds(60)};
+  options.breaker = {3, absl::Hours(1)};
   return options;
 }
 
 TEST(NodeLink, NobodyThere_IsUnavailable) {
   const auto link = *NodeLink::Create(OptionsFor("unix:///nowhere/fq.sock"));
-  const auto reply = link->Call(kMethod, Nothing(), absl::Now() + absl::Seconds(5));
+  const auto reply = link->Call(kMethod, Nothing(), absl::Now() + absl::FromChrono(kPatience));
   EXPECT_TRUE(absl::IsUnavailable(reply.status())) << reply.status();
 }
 
@@ -63,10 +64,8 @@ TEST(NodeLink, SilentNode_EndsAtTheDeadline) {
   const auto link = *NodeLink::Create(OptionsFor("unix://" + node.path()));
   const absl::Time begin = absl::Now();
   const auto reply = link->Call(kMethod, Nothing(), begin + absl::Milliseconds(100));
-  const absl::Duration took = absl::Now() - begin;
   EXPECT_TRUE(absl::IsDeadlineExceeded(reply.status())) << reply.status();
-  EXPECT_GE(took, absl::Milliseconds(99));
-  EXPECT_LT(took, absl::Milliseconds(400));  // how exact it is on a quiet machine: session_test.cc
+  EXPECT_GE(absl::Now() - begin, absl::Milliseconds(99));  // how exact it is: session_test.cc
 }
 
 TEST(NodeLink, FailuresInARow_OpenTheBreaker) {
@@ -75,11 +74,9 @@ TEST(NodeLink, FailuresInARow_OpenTheBreaker) {
   for (int i = 0; i < 3; ++i) {
     EXPECT_FALSE(link->Call(kMethod, Nothing(), absl::Now() + absl::Milliseconds(20)).ok());
   }
-  const absl::Time begin = absl::Now();
-  const auto reply = link->Call(kMethod, Nothing(), begin + absl::Seconds(10));
+  const auto reply = link->Call(kMethod, Nothing(), absl::Now() + absl::FromChrono(kPatience));
   EXPECT_TRUE(absl::IsUnavailable(reply.status()));
   EXPECT_NE(reply.status().message().find("circuit breaker"), std::string::npos);
-  EXPECT_LT(absl::Now() - begin, absl::Seconds(1));
 }
 
 TEST(NodeLink, OptionsThatMakeNoSense_AreRefused) {

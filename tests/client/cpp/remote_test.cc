@@ -8,7 +8,9 @@
 #include <sstream>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "client/cpp/client.h"
+#include "tests/testing/eventually.h"
 #include "tests/testing/node_process.h"
 
 namespace fq::client {
@@ -54,6 +56,7 @@ SessionSpec Spec() {
 ClientOptions OptionsFor(const NodeProcess& node) {
   ClientOptions options;
   options.endpoint = absl::StrCat("127.0.0.1:", node.tcp_port());
+  options.deadline = absl::FromChrono(kPatience);
   return options;
 }
 

@@ -5,12 +5,14 @@
 
 #include <algorithm>
 #include <cstring>
+#include <functional>
 #include <numeric>
 #include <random>
 #include <thread>
 
 #include "absl/time/clock.h"
 #include "client/cpp/client.h"
+#include "tests/testing/eventually.h"
 #include "tests/testing/node_process.h"
 
 namespace fq::client {
@@ -22,11 +24,11 @@ class SessionTest : public testing::Test {
  protected:
   static constexpr size_t kBlocks = 4;
 
-  std::unique_ptr<Client> Connect(absl::Duration deadline) const {
+  std::unique_ptr<Client> Connect() const {
     ClientOptions options;
     options.endpoint = node_.endpoint();
-    options.deadline = deadline;
-    options.breaker = {1000, absl::Seconds(1)};  // out of the way
+    options.deadline = absl::FromChrono(kPatience);
+    options.breaker = {1'000'000, absl::Seconds(1)};  // out of the way
     return *Client::Create(options);
   }
 
@@ -102,7 +104,7 @@ class SessionTest : public testing::Test {
 };
 
 TEST_F(SessionTest, StoreAndLoad_ThroughASegment_IsBitForBit) {
-  const auto client = Connect(absl::Seconds(5));
+  const auto client = Connect();
   const auto session = *client->Open(Spec(), {});
   const auto segment = *Segment::Create(kBlocks * BlockBytes());
   StoreThrough(*session, segment, 1);
@@ -120,7 +122,7 @@ TEST_F(SessionTest, StoreAndLoad_ThroughASegment_IsBitForBit) {
 }
 
 TEST_F(SessionTest, StoreAndLoad_Inline_IsBitForBit) {
-  const auto client = Connect(absl::Seconds(5));
+  const auto client = Connect();
   const auto session = *client->Open(Spec(), {});
   const auto keys = Keys(*session, kBlocks, 0);
   std::vector<std::byte> pages(kBlocks * BlockBytes());
@@ -139,7 +141,7 @@ TEST_F(SessionTest, StoreAndLoad_Inline_IsBitForBit) {
 }
 
 TEST_F(SessionTest, Store_Again_SaysExists) {
-  const auto client = Connect(absl::Seconds(5));
+  const auto client = Connect();
   const auto session = *client->Open(Spec(), {});
   const auto segment = *Segment::Create(kBlocks * BlockBytes());
   StoreThrough(*session, segment, 1);
@@ -150,7 +152,7 @@ TEST_F(SessionTest, Store_Again_SaysExists) {
 }
 
 TEST_F(SessionTest, Lookup_OtherTokens_IsAMissOfAnAnsweringNode) {
-  const auto client = Connect(absl::Seconds(5));
+  const auto client = Connect();
   const auto session = *client->Open(Spec(), {});
   const auto keys = Keys(*session, kBlocks, 777);
   LookupCall call;
@@ -161,7 +163,7 @@ TEST_F(SessionTest, Lookup_OtherTokens_IsAMissOfAnAnsweringNode) {
 }
 
 TEST_F(SessionTest, Load_UnknownLease_MissesAndTouchesNothing) {
-  const auto client = Connect(absl::Seconds(5));
+  const auto client = Connect();
   const auto session = *client->Open(Spec(), {});
   std::vector<std::byte> pages(BlockBytes(), kPoison);
   LoadCall call = Loading(Match{}, 1);
@@ -174,7 +176,7 @@ TEST_F(SessionTest, Load_UnknownLease_MissesAndTouchesNothing) {
 }
 
 TEST_F(SessionTest, Release_CountsWhatTheNodeKnew) {
-  const auto client = Connect(absl::Seconds(5));
+  const auto client = Connect();
   const auto session = *client->Open(Spec(), {});
   const auto segment = *Segment::Create(kBlocks * BlockBytes());
   StoreThrough(*session, segment, 1);
@@ -185,7 +187,7 @@ TEST_F(SessionTest, Release_CountsWhatTheNodeKnew) {
 }
 
 TEST_F(SessionTest, Attend_LeasedBlocks_GivesAnOutputPerHead) {
-  const auto client = Connect(absl::Seconds(5));
+  const auto client = Connect();
   const auto session = *client->Open(Spec(), {});
   const auto segment = *Segment::Create(kBlocks * BlockBytes());
   StoreThrough(*session, segment, 1);
@@ -207,7 +209,7 @@ TEST_F(SessionTest, Attend_LeasedBlocks_GivesAnOutputPerHead) {
 }
 
 TEST_F(SessionTest, Open_OtherDescriptor_IsFailedPrecondition) {
-  const auto client = Connect(absl::Seconds(5));
+  const auto client = Connect();
   const auto session = *client->Open(Spec(), {});
   SessionSpec other = Spec();
   other.descriptor.model = "other";
@@ -215,7 +217,7 @@ TEST_F(SessionTest, Open_OtherDescriptor_IsFailedPrecondition) {
 }
 
 TEST_F(SessionTest, Full_EverythingLeased_SaysFullAtOnce) {
-  const auto client = Connect(absl::Seconds(5));
+  const auto client = Connect();
   const auto session = *client->Open(Spec(), {});
   const auto segment = *Segment::Create(kBlocks * BlockBytes());
   std::vector<Match> leases;
@@ -232,55 +234,48 @@ TEST_F(SessionTest, Full_EverythingLeased_SaysFullAtOnce) {
   EXPECT_TRUE(All(last, BlockStatus::kFull));
 }
 
-// Every call in turn against `deadline`; returns how long the slowest took.
-absl::Duration Slowest(const std::vector<std::function<void()>>& calls) {
-  absl::Duration slowest;
-  for (const auto& call : calls) {
-    const absl::Time begin = absl::Now();
-    call();
-    slowest = std::max(slowest, absl::Now() - begin);
-  }
-  return slowest;
-}
-
 TEST_F(SessionTest, FrozenNode_EveryCallMissesInTime) {
-  constexpr absl::Duration kDeadline = absl::Milliseconds(100);
-  const auto client = Connect(absl::Seconds(5));
+  constexpr absl::Duration kDeadline = absl::Milliseconds(100), kSlack = absl::Milliseconds(10);
+  const auto client = Connect();
   const auto session = *client->Open(Spec(), {});
   const auto segment = *Segment::Create(kBlocks * BlockBytes());
   StoreThrough(*session, segment, 1);
   const auto keys = Keys(*session, kBlocks, 0);
   const Match match = Find(*session, kBlocks, {});
   node_.Freeze();
-  absl::Duration best = absl::InfiniteDuration();
-  for (int i = 0; i < 5; ++i) {  // the machine may be busy: one round in five must be exact
-    best = std::min(best, Slowest({
-                              [&] {
-                                const Match missed = Find(*session, kBlocks, kDeadline);
-                                EXPECT_TRUE(absl::IsDeadlineExceeded(missed.node)) << missed.node;
-                                EXPECT_EQ(missed.matched_blocks, 0u);
-                              },
-                              [&] {
-                                std::vector<std::byte> pages(BlockBytes());
-                                LoadCall call = Loading(match, 1);
-                                call.destination = absl::MakeSpan(pages);
-                                call.deadline = kDeadline;
-                                EXPECT_TRUE(All(session->Load(call).statuses, BlockStatus::kMiss));
-                              },
-                              [&] {
-                                StoreCall call = Storing(keys);
-                                call.segment = segment;
-                                call.deadline = kDeadline;
-                                EXPECT_FALSE(session->Store(call).ok());
-                              },
-                          }));
+  const std::function<void()> calls[] = {
+      [&] {
+        const Match missed = Find(*session, kBlocks, kDeadline);
+        EXPECT_TRUE(absl::IsDeadlineExceeded(missed.node)) << missed.node;
+        EXPECT_EQ(missed.matched_blocks, 0u);
+      },
+      [&] {
+        std::vector<std::byte> pages(BlockBytes());
+        LoadCall call = Loading(match, 1);
+        call.destination = absl::MakeSpan(pages);
+        call.deadline = kDeadline;
+        EXPECT_TRUE(All(session->Load(call).statuses, BlockStatus::kMiss));
+      },
+      [&] {
+        StoreCall call = Storing(keys);
+        call.segment = segment;
+        call.deadline = kDeadline;
+        EXPECT_FALSE(session->Store(call).ok());
+      },
+  };
+  for (const auto& call : calls) {
+    // The machine may be busy: of many, one must be exact.
+    EXPECT_TRUE(Eventually([&] {
+      const absl::Time begin = absl::Now();
+      call();
+      return absl::Now() - begin <= kDeadline + kSlack;
+    }));
   }
-  EXPECT_LE(best, kDeadline + absl::Milliseconds(10));
   node_.Thaw();
 }
 
 TEST_F(SessionTest, FrozenNode_WakesUp_LateLoadReachesNoMemoryInUse) {
-  const auto client = Connect(absl::Seconds(5));
+  const auto client = Connect();
   const auto session = *client->Open(Spec(), {});
   const auto segment = *Segment::Create(kBlocks * BlockBytes());
   StoreThrough(*session, segment, 1);
@@ -295,34 +290,30 @@ TEST_F(SessionTest, FrozenNode_WakesUp_LateLoadReachesNoMemoryInUse) {
   ASSERT_TRUE(client->Status({}).ok());  // it is awake and answers
   EXPECT_EQ(std::count(segment->memory().begin(), segment->memory().end(), kPoison),
             static_cast<ssize_t>(segment->memory().size()));
-  call.deadline = absl::Seconds(5);  // the fresh memory is registered by the next call
+  call.deadline = absl::FromChrono(kPatience);  // the fresh memory is registered by the next call
   const Loaded loaded = session->Load(call);
   EXPECT_TRUE(All(loaded.statuses, BlockStatus::kOk)) << loaded.node;
 }
 
 TEST_F(SessionTest, KilledNode_MissesAtOnce_AndComesBack) {
-  const auto client = Connect(absl::Seconds(5));
+  const auto client = Connect();
   const auto session = *client->Open(Spec(), {});
   const auto segment = *Segment::Create(kBlocks * BlockBytes());
   StoreThrough(*session, segment, 1);
   node_.Kill();
-  const absl::Time begin = absl::Now();
-  const Match missed = Find(*session, kBlocks, absl::Seconds(2));
-  EXPECT_FALSE(missed.node.ok());
+  const Match missed = Find(*session, kBlocks, {});
+  EXPECT_TRUE(absl::IsUnavailable(missed.node)) << missed.node;  // and not the deadline
   EXPECT_EQ(missed.matched_blocks, 0u);
-  EXPECT_LE(absl::Now() - begin, absl::Seconds(2) + absl::Milliseconds(100));
   node_.Start();
   Match match;
-  for (int i = 0; i < 100 && !(match = Find(*session, kBlocks, {})).node.ok(); ++i) {
-    absl::SleepFor(absl::Milliseconds(50));
-  }
-  EXPECT_TRUE(match.node.ok()) << match.node;
+  EXPECT_TRUE(Eventually([&] { return (match = Find(*session, kBlocks, {})).node.ok(); }))
+      << match.node;
   EXPECT_EQ(match.matched_blocks, 0u);  // it forgot
   StoreThrough(*session, segment, 2);   // and the segment works with the new session
 }
 
 TEST_F(SessionTest, Forget_FreesARegistration) {
-  const auto client = Connect(absl::Seconds(5));
+  const auto client = Connect();
   const auto session = *client->Open(Spec(), {});
   const auto keys = Keys(*session, 1, 0);
   for (int i = 0; i < 40; ++i) {  // twice what a session may register
@@ -336,7 +327,7 @@ TEST_F(SessionTest, Forget_FreesARegistration) {
 }
 
 TEST_F(SessionTest, ManyThreads_ShareASession) {
-  const auto client = Connect(absl::Seconds(20));
+  const auto client = Connect();
   const auto session = *client->Open(Spec(), {});
   std::vector<std::thread> threads;
   for (uint32_t t = 0; t < 4; ++t) {

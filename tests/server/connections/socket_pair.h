@@ -5,12 +5,16 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <chrono>
 #include <string>
 #include <utility>
 
 #include "server/segments.h"
+#include "tests/testing/eventually.h"
 
 namespace fq {
+
+inline constexpr int kPatienceMs = static_cast<int>(std::chrono::milliseconds(kPatience).count());
 
 inline std::pair<OwnedFd, OwnedFd> SocketPair() {
   int fds[2] = {-1, -1};
@@ -23,12 +27,12 @@ inline void SendAll(const OwnedFd& to, const std::string& bytes) {
             static_cast<ssize_t>(bytes.size()));
 }
 
-// What comes until `bytes` are there, the other side ends, or two seconds have passed.
+// What comes until `bytes` are there, the other side ends, or it is silent for too long.
 inline std::string Receive(const OwnedFd& from, size_t bytes) {
   std::string received;
   while (received.size() < bytes) {
     pollfd polled{from.get(), POLLIN, 0};
-    if (poll(&polled, 1, 2000) != 1) break;
+    if (poll(&polled, 1, kPatienceMs) != 1) break;
     char part[65536];
     const ssize_t n = recv(from.get(), part, std::min(sizeof(part), bytes - received.size()), 0);
     if (n <= 0) break;
@@ -37,7 +41,7 @@ inline std::string Receive(const OwnedFd& from, size_t bytes) {
   return received;
 }
 
-// Whether `bytes` come before the other side ends or is silent for two seconds.
+// Whether `bytes` come before the other side ends or is silent for too long.
 inline bool Receives(const OwnedFd& from, const std::string& bytes) {
   std::string received;
   while (received.find(bytes) == std::string::npos) {
@@ -48,12 +52,12 @@ inline bool Receives(const OwnedFd& from, const std::string& bytes) {
   return true;
 }
 
-// True when the other side hangs up within two seconds; what it sends before is dropped.
+// True when the other side hangs up in time; what it sends before is dropped.
 inline bool HangsUp(const OwnedFd& fd) {
   for (;;) {
     pollfd polled{fd.get(), POLLIN, 0};
     char part[4096];
-    if (poll(&polled, 1, 2000) != 1) return false;
+    if (poll(&polled, 1, kPatienceMs) != 1) return false;
     if (recv(fd.get(), part, sizeof(part), 0) <= 0) return true;
   }
 }

@@ -5,8 +5,8 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <memory>
 #include <mutex>
-#include <thread>
 
 #include "tests/testing/guarded_memory.h"
 #include "tests/testing/running_node.h"
@@ -47,14 +47,19 @@ class PeerLinkTest : public testing::Test {
  protected:
   PeerLinkTest() : transport_(folder_.path()) {}
 
-  void Open(std::chrono::milliseconds timeout = std::chrono::seconds(20)) {
-    const PeerId down = *transport_.MakeId(), up = *transport_.MakeId();
+  static constexpr Milliseconds kTimeout{50};
+
+  // The node's side; nobody has come yet.
+  void Open() {
+    down_id_ = *transport_.MakeId();
+    up_id_ = *transport_.MakeId();
     PeerLink::Parts parts;
-    parts.down = *transport_.Join(down, PeerDirection::kSend);
-    parts.up = *transport_.Join(up, PeerDirection::kReceive);
+    parts.down = *transport_.Join(down_id_, PeerDirection::kSend);
+    parts.up = *transport_.Join(up_id_, PeerDirection::kReceive);
     parts.hello = node_->At(0, 256);
     parts.window = std::shared_ptr<const void>(node_, node_.get());
-    parts.timeout = timeout;
+    parts.timeout = kTimeout;
+    parts.clock = [this] { return clock_.Now(); };
     parts.moved = [told = told_](PeerDirection direction, uint64_t bytes) {
       const std::lock_guard lock(told->mutex);
       (direction == PeerDirection::kSend ? told->sent : told->received) += bytes;
@@ -64,21 +69,30 @@ class PeerLinkTest : public testing::Test {
       told->ends.push_back(std::string(PeerLinkEndName(end)) + ": " + why);
     };
     link_ = std::make_unique<PeerLink>(std::move(parts));
-    down_ = *ConnectSocketComm(down, PeerDirection::kReceive);
-    up_ = *ConnectSocketComm(up, PeerDirection::kSend);
   }
 
   // The worker's part of an operation, until it is done.
   bool Move(PeerComm& comm, const PeerRegions& regions, uint64_t sequence) {
     EXPECT_TRUE(comm.Start({&regions}).ok());
+    absl::StatusOr<uint64_t> done;
     return Eventually([&] {
-      const absl::StatusOr<uint64_t> done = comm.Completed();
-      return done.ok() && *done == sequence + 1;
-    });
+             done = comm.Completed();
+             return !done.ok() || *done == sequence + 1;
+           }) &&
+           done.ok();
   }
   void Greet() {
+    down_ = *ConnectSocketComm(down_id_, PeerDirection::kReceive);
+    up_ = *ConnectSocketComm(up_id_, PeerDirection::kSend);
     ASSERT_TRUE(Move(*down_, {worker_.At(0, 256)}, 0));
     ASSERT_TRUE(Move(*up_, {worker_.At(0, 256)}, 0));
+  }
+  // Lets time pass until the link has ended.
+  bool EndsInTime() {
+    return Eventually([&] {
+      clock_.Advance(kTimeout);
+      return link_->ended();
+    });
   }
   std::vector<std::string> Ends() const {
     const std::lock_guard lock(told_->mutex);
@@ -90,6 +104,8 @@ class PeerLinkTest : public testing::Test {
   const std::shared_ptr<Window> node_ = std::make_shared<Window>();
   Window worker_;
   const std::shared_ptr<Told> told_ = std::make_shared<Told>();
+  FakeClock clock_;
+  PeerId down_id_{}, up_id_{};
   std::unique_ptr<PeerLink> link_;
   std::unique_ptr<PeerComm> down_, up_;
 };
@@ -120,19 +136,23 @@ TEST_F(PeerLinkTest, Sends_ArriveInOrder) {
   EXPECT_EQ(told_->sent, 10u * 1536);
 }
 
+struct Order {
+  std::mutex mutex;
+  std::vector<uint64_t> sequences;
+};
+
 // Receives that are named in another order than they are sent wait for their turn.
 TEST_F(PeerLinkTest, Receives_WaitForTheirTurn) {
   Open();
   Greet();
-  std::mutex mutex;
-  std::vector<uint64_t> order;
+  const auto order = std::make_shared<Order>();
   for (uint64_t sequence : {3, 1, 2}) {
     ASSERT_TRUE(link_
                     ->Receive(sequence, {node_->At(4096 * sequence, 4096)},
-                              [&, sequence](const absl::Status& status) {
+                              [order, sequence](const absl::Status& status) {
                                 EXPECT_TRUE(status.ok()) << status;
-                                const std::lock_guard lock(mutex);
-                                order.push_back(sequence);
+                                const std::lock_guard lock(order->mutex);
+                                order->sequences.push_back(sequence);
                               })
                     .ok());
   }
@@ -141,16 +161,16 @@ TEST_F(PeerLinkTest, Receives_WaitForTheirTurn) {
     ASSERT_TRUE(Move(*up_, {worker_.At(0, 4096)}, sequence));
   }
   ASSERT_TRUE(Eventually([&] {
-    const std::lock_guard lock(mutex);
-    return order.size() == 3;
+    const std::lock_guard lock(order->mutex);
+    return order->sequences.size() == 3;
   }));
-  EXPECT_EQ(order, (std::vector<uint64_t>{1, 2, 3}));
+  EXPECT_EQ(order->sequences, (std::vector<uint64_t>{1, 2, 3}));
   for (int i = 1; i <= 3; ++i) EXPECT_TRUE(node_->Holds(4096 * i, 4096, 40 + i));
 }
 
 // A number that was named, is over, or lies too far ahead is refused with both values.
 TEST_F(PeerLinkTest, Receive_OfAnotherNumber_IsRefused) {
-  Open();
+  Open();  // nobody comes, so nothing is started
   const auto unexpected = [](const absl::Status&) {};
   const auto receive = [&](uint64_t sequence) {
     return link_->Receive(sequence, {node_->At(0, 256)}, unexpected);
@@ -166,23 +186,23 @@ TEST_F(PeerLinkTest, Receive_OfAnotherNumber_IsRefused) {
 
 // Loads beyond the room are refused: nothing piles up for a worker that does not receive.
 TEST_F(PeerLinkTest, Sends_BeyondTheRoom_AreRefused) {
-  Open();
+  Open();  // nobody comes, so nothing is started
   absl::Status status;
   uint64_t sent = 0;
   for (; status.ok() && sent < 2 * PeerLink::kMaxWaiting; ++sent) {
     status = link_->Send({node_->At(0, 256)}, nullptr).status();
   }
   EXPECT_TRUE(absl::IsResourceExhausted(status)) << status;
-  EXPECT_GE(sent, PeerLink::kMaxWaiting);
+  EXPECT_EQ(sent, PeerLink::kMaxWaiting);  // operation 0 waits too, and the last is refused
 }
 
 // The worker does not receive: the link breaks, whatever it held is let go, calls are refused.
 TEST_F(PeerLinkTest, NoProgress_BreaksAfterTheTimeout) {
-  Open(std::chrono::milliseconds(50));
+  Open();
   Greet();
   const auto keep = std::make_shared<int>(0);
   ASSERT_TRUE(link_->Send({node_->At(0, 4096)}, keep).ok());
-  ASSERT_TRUE(Eventually([&] { return link_->ended(); }));
+  ASSERT_TRUE(EndsInTime());
   EXPECT_EQ(keep.use_count(), 1);
   EXPECT_EQ(node_.use_count(), 1);
   EXPECT_EQ(Ends(), std::vector<std::string>{"timeout: send 1 has not ended after 50 ms"});
@@ -193,8 +213,8 @@ TEST_F(PeerLinkTest, NoProgress_BreaksAfterTheTimeout) {
 
 // Nobody comes at all.
 TEST_F(PeerLinkTest, WorkerThatNeverComes_BreaksAfterTheTimeout) {
-  Open(std::chrono::milliseconds(50));
-  ASSERT_TRUE(Eventually([&] { return link_->ended(); }));
+  Open();
+  ASSERT_TRUE(EndsInTime());
   ASSERT_EQ(Ends().size(), 1u);
   EXPECT_EQ(Ends()[0].substr(0, 8), "timeout:");
   EXPECT_FALSE(link_->joined());
@@ -202,9 +222,9 @@ TEST_F(PeerLinkTest, WorkerThatNeverComes_BreaksAfterTheTimeout) {
 
 // Idle, a link lasts.
 TEST_F(PeerLinkTest, Idle_DoesNotTimeOut) {
-  Open(std::chrono::milliseconds(50));
+  Open();
   Greet();
-  std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  clock_.Advance(10 * kTimeout);
   ASSERT_TRUE(link_->Send({node_->At(0, 512)}, nullptr).ok());
   EXPECT_TRUE(Move(*down_, {worker_.At(0, 512)}, 1));
   EXPECT_TRUE(Ends().empty());
@@ -214,22 +234,21 @@ TEST_F(PeerLinkTest, Idle_DoesNotTimeOut) {
 TEST_F(PeerLinkTest, Break_TellsReceivesThatWait) {
   Open();
   Greet();
-  std::mutex mutex;
-  std::vector<std::string> heard;
+  const auto heard = std::make_shared<Told>();
   for (uint64_t sequence : {1, 3}) {
     ASSERT_TRUE(link_
                     ->Receive(sequence, {node_->At(0, 4096)},
-                              [&](const absl::Status& status) {
-                                const std::lock_guard lock(mutex);
-                                heard.push_back(std::string(status.message()));
+                              [heard](const absl::Status& status) {
+                                const std::lock_guard lock(heard->mutex);
+                                heard->ends.push_back(std::string(status.message()));
                               })
                     .ok());
   }
   link_->Break(PeerLinkEnd::kClosed, "the session ended");
   link_->Break(PeerLinkEnd::kCall, "too late to count");
   ASSERT_TRUE(Eventually([&] { return link_->ended(); }));
-  const std::lock_guard lock(mutex);
-  EXPECT_EQ(heard, (std::vector<std::string>(2, "peer link broken: the session ended")));
+  const std::lock_guard lock(heard->mutex);
+  EXPECT_EQ(heard->ends, (std::vector<std::string>(2, "peer link broken: the session ended")));
   EXPECT_EQ(Ends(), std::vector<std::string>{"closed: the session ended"});
 }
 
@@ -248,20 +267,20 @@ TEST_F(PeerLinkTest, WorkerGone_Breaks) {
 TEST_F(PeerLinkTest, OtherShape_Breaks) {
   Open();
   Greet();
-  bool ok = true;
-  std::atomic<bool> heard{false};
+  const auto heard = std::make_shared<Told>();
   ASSERT_TRUE(link_
                   ->Receive(1, {node_->At(0, 4096)},
-                            [&](const absl::Status& status) {
-                              ok = status.ok();
-                              heard = true;
+                            [heard](const absl::Status& status) {
+                              const std::lock_guard lock(heard->mutex);
+                              heard->ends.push_back(status.ok() ? "done" : "failed");
                             })
                   .ok());
   const PeerRegions shorter{worker_.At(0, 2048)};
   ASSERT_TRUE(up_->Start({&shorter}).ok());
   ASSERT_TRUE(up_->Completed().ok());
-  ASSERT_TRUE(Eventually([&] { return heard.load(); }));
-  EXPECT_FALSE(ok);
+  ASSERT_TRUE(Eventually([&] { return link_->ended(); }));
+  const std::lock_guard lock(heard->mutex);
+  EXPECT_EQ(heard->ends, std::vector<std::string>{"failed"});
 }
 
 }  // namespace

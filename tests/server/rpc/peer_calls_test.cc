@@ -135,7 +135,6 @@ class PeerCallsTest : public testing::Test {
         node_(
             [&](Options& options) {
               options.peer_timeout_ms = 20'000;
-              options.default_deadline_ms = 20'000;
               options.peer_window_bytes = 96 << 20;
               change(options);
             },
@@ -384,10 +383,17 @@ TEST_F(PeerCallsTest, NoBytes_BreaksTheLinkAfterItsTimeout) {
   LinkedClient a(node_);
   a.Link(100);
   EXPECT_EQ(a.opened.timeout_ms(), 100u);
+  std::thread time([&] {
+    EXPECT_TRUE(Eventually([&] {
+      node_.clock().Advance(Milliseconds(node_.node().Sample().running_calls == 1 ? 100 : 0));
+      return Metric("fq_peer_links_broken_total{reason=\"timeout\"}") == 1;
+    }));
+  });
   wire::StoreResponse stored;
   const std::string why = "peer link broken: receive 1 has not ended after 100 ms";
   ExpectRefused(a.client.Store(a.StoreOf(keys_, {0, 1, 2, 3}, 1), stored),
                 grpc::FAILED_PRECONDITION, why);
+  time.join();
   ExpectRefused(a.client.Store(a.StoreOf(keys_, {0, 1, 2, 3}, 2), stored),
                 grpc::FAILED_PRECONDITION, why);
   wire::LookupResponse found;
