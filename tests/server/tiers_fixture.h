@@ -11,10 +11,9 @@
 #include <vector>
 
 #include "absl/synchronization/notification.h"
-#include "absl/time/clock.h"
-#include "absl/time/time.h"
 #include "server/tiers.h"
 #include "tests/conformance/described_payload.h"
+#include "tests/testing/eventually.h"
 #include "tests/testing/hooked_queue.h"
 #include "tests/testing/host_device.h"
 
@@ -27,14 +26,6 @@ inline SlabKey Key(uint32_t n) {
   SlabKey key;
   std::memcpy(key.block.data(), &n, sizeof(n));
   return key;
-}
-
-inline void WaitUntil(const std::function<bool()>& done) {
-  const absl::Time deadline = absl::Now() + absl::Seconds(60);
-  while (!done()) {
-    ASSERT_LT(absl::Now(), deadline);
-    absl::SleepFor(absl::Milliseconds(1));
-  }
 }
 
 class TiersDemotion : public testing::Test {
@@ -104,9 +95,14 @@ class TiersDemotion : public testing::Test {
   void HoldCopies() {
     while_copied_ = [this] { released_.WaitForNotification(); };
   }
+  // For while_copied_: until somebody has waited for room, or the test ends.
+  void AwaitSomebodyWaiting() {
+    Eventually([this] { return tiers_->Stats().waits > 0 || released_.HasBeenNotified(); });
+  }
 
   void WaitForLowWatermark() {
-    WaitUntil([&] { return tiers_->device()->used_bytes() <= kDeviceBytes * 8 / 10; });
+    ASSERT_TRUE(
+        Eventually([&] { return tiers_->device()->used_bytes() <= kDeviceBytes * 8 / 10; }));
   }
 
   HostDevice device_;

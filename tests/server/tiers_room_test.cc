@@ -14,7 +14,7 @@ class TiersRoom : public TiersDemotion {};
 // Copies take longer than stores: whoever stores waits, and nothing is lost.
 TEST_F(TiersRoom, StoresFasterThanCopies_WaitInsteadOfEvicting) {
   Create(128 * kBytes);
-  while_copied_ = [] { absl::SleepFor(absl::Milliseconds(5)); };
+  while_copied_ = [this] { AwaitSomebodyWaiting(); };
   for (uint32_t n = 0; n < 100; ++n) ASSERT_TRUE(PutOrWait(n).ok());
   EXPECT_GT(tiers_->Stats().waits, 0u);
   EXPECT_EQ(tiers_->Stats().device.evicted_slabs, 0u);
@@ -29,10 +29,11 @@ TEST_F(TiersRoom, LoadsOfHostSlabs_WaitToo) {
   Create(128 * kBytes);
   tiers_->Reserve(Tier::kHost, Key(500), {500, 0, 0, 64}, kBytes, 0).value().Publish();
   const Pin below = tiers_->Find(Key(500));
-  while_copied_ = [] { absl::SleepFor(absl::Milliseconds(20)); };
+  while_copied_ = [this] { AwaitSomebodyWaiting(); };
   for (uint32_t n = 0; n < 20; ++n) ASSERT_TRUE(Put(n).ok());
   const auto room = tiers_->ReserveCopy(below, SteadyNow() + std::chrono::hours(1));
   EXPECT_TRUE(room.ok()) << room.status();
+  EXPECT_EQ(tiers_->Stats().waits, 1u);
   EXPECT_EQ(tiers_->Stats().device.evicted_slabs, 0u);
 }
 
@@ -90,8 +91,8 @@ TEST_F(TiersRoom, DeviceFullOfPins_NobodyWaits) {
 TEST_F(TiersRoom, DeviceLostWhileSomebodyWaits_TheWaitEnds) {
   Create(128 * kBytes);
   for (uint32_t n = 0; n < 17; ++n) ASSERT_TRUE(Put(n).ok());
-  while_copied_ = [&] {
-    WaitUntil([&] { return tiers_->Stats().waits > 0; });
+  while_copied_ = [this] {
+    AwaitSomebodyWaiting();
     device_.Lose();
     tiers_->DropDevice();
   };
