@@ -114,7 +114,6 @@ class PagePathTest : public testing::Test {
   std::shared_ptr<const CodecSet> set_;
   NamespaceRegistry registry_;
   std::unique_ptr<Tiers> tiers_;
-  WorkerPool workers_{2, 64};
   Metrics metrics_;
   std::ostringstream log_text_;
   Log log_{std::make_shared<spdlog::sinks::ostream_sink_mt>(log_text_, /*force_flush=*/true),
@@ -122,6 +121,7 @@ class PagePathTest : public testing::Test {
   FakeClock clock_;
   QualityWatch watch_{
       {/*sample_every=*/1, /*drift_ratio=*/1.5}, &metrics_, &log_, [this] { return clock_.Now(); }};
+  WorkerPool workers_{2, 64};  // behind what its jobs use
   PagePath path_{tiers_.get(), nullptr, &workers_, &metrics_, &watch_};
   std::shared_ptr<const SlabSpace> space_;
   std::string memory_;

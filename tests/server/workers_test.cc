@@ -5,43 +5,22 @@
 #include <atomic>
 #include <thread>
 
-#include "absl/synchronization/notification.h"
 #include "server/retry_after.h"
+#include "tests/testing/busy_workers.h"
 
 namespace fq {
 namespace {
 
-// Keeps every worker of a pool busy until released.
-class Blocker {
- public:
-  explicit Blocker(WorkerPool& pool) {
-    for (uint32_t i = 0; i < pool.workers(); ++i) {
-      absl::Notification started;
-      EXPECT_TRUE(pool.Submit([this, &started] {
-                        started.Notify();
-                        release_.WaitForNotification();
-                      })
-                      .ok());
-      started.WaitForNotification();
-    }
-  }
-  void Release() { release_.Notify(); }
-
- private:
-  absl::Notification release_;
-};
-
 TEST(WorkerPool, QueueFull_IsRefusedWithRetryAfterAndBothNumbers) {
-  WorkerPool pool(2, 3);
-  Blocker blocker(pool);
   std::atomic<int> ran{0};
+  WorkerPool pool(2, 3);
+  const BusyWorkers busy(pool);
   for (int i = 0; i < 3; ++i) EXPECT_TRUE(pool.Submit([&] { ++ran; }).ok());
   EXPECT_EQ(pool.queued(), 3u);
   const absl::Status refused = pool.Submit([&] { ++ran; });
   EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_NE(refused.message().find("queue-depth: 3"), absl::string_view::npos) << refused;
   EXPECT_TRUE(RetryAfterMs(refused).has_value());
-  blocker.Release();
 }
 
 // A job that has been admitted once is taken, whatever waits.
@@ -49,12 +28,11 @@ TEST(WorkerPool, Resume_IsTakenWhenTheQueueIsFull) {
   std::atomic<int> ran{0};
   {
     WorkerPool pool(1, 1);
-    Blocker blocker(pool);
+    const BusyWorkers busy(pool);
     EXPECT_TRUE(pool.Submit([&] { ++ran; }).ok());
     EXPECT_FALSE(pool.Submit([] {}).ok());
     pool.Resume([&] { ++ran; });
     EXPECT_EQ(pool.queued(), 2u);
-    blocker.Release();
   }
   EXPECT_EQ(ran, 2);
 }
@@ -85,7 +63,7 @@ TEST(WorkerPool, Run_WithAFreeWorker_IsInTheCallingThreadAndCounts) {
 
 TEST(WorkerPool, Run_AllBusy_WaitsForAWorker) {
   WorkerPool pool(2, 1);
-  Blocker blocker(pool);
+  BusyWorkers busy(pool);
   std::thread::id where;
   std::thread caller([&] {
     EXPECT_TRUE(pool.Run([&] { where = std::this_thread::get_id(); }).ok());
@@ -94,7 +72,7 @@ TEST(WorkerPool, Run_AllBusy_WaitsForAWorker) {
   });
   while (pool.queued() == 0) std::this_thread::yield();
   EXPECT_EQ(pool.Run([] { FAIL(); }).code(), absl::StatusCode::kResourceExhausted);
-  blocker.Release();
+  busy.Release();
   caller.join();
 }
 
@@ -112,7 +90,7 @@ TEST(WorkerPool, ForEach_CallsEachIndexOnce) {
 
 TEST(WorkerPool, ForEachWhileAllAreBusy_RunsOnTheCaller) {
   WorkerPool pool(2, 1);
-  Blocker blocker(pool);
+  const BusyWorkers busy(pool);
   int calls = 0;
   EXPECT_TRUE(pool.ForEach(10,
                            [&](size_t) {
@@ -121,7 +99,6 @@ TEST(WorkerPool, ForEachWhileAllAreBusy_RunsOnTheCaller) {
                            })
                   .ok());
   EXPECT_EQ(calls, 10);
-  blocker.Release();
 }
 
 TEST(WorkerPool, ForEachFails_StopsAndReturnsTheError) {

@@ -6,8 +6,8 @@
 #include <cstring>
 #include <thread>
 
-#include "absl/synchronization/notification.h"
 #include "server/segment_path.h"
+#include "tests/testing/busy_workers.h"
 #include "tests/testing/random.h"
 #include "tests/testing/running_node.h"
 #include "tests/testing/segment_client.h"
@@ -63,7 +63,7 @@ class CallSocketTest : public testing::Test {
     return Receive(peer);
   }
   template <typename Request>
-  Answer Call(uint32_t kind, const Request& request, uint64_t timeout_us = 5'000'000) const {
+  Answer Call(uint32_t kind, const Request& request, uint64_t timeout_us = 60'000'000) const {
     return Ask(Packet(kind, timeout_us, request.SerializeAsString()));
   }
   void ExpectRefused(const Answer& answer, Code code, const std::string& part) const {
@@ -73,27 +73,6 @@ class CallSocketTest : public testing::Test {
   wire::StoreRequest OneBlock() const {
     return client_.StoreOf(keys_, TestPages(node_.codec_set(), 1, 1), wire::PROFILE_EXACT);
   }
-
-  // Keeps all workers busy until it is gone.
-  class BusyWorkers {
-   public:
-    explicit BusyWorkers(Node& node) {
-      for (uint32_t i = 0; i < node.workers().workers(); ++i) {
-        absl::Notification started;
-        EXPECT_TRUE(node.workers()
-                        .Submit([release = release_, &started] {
-                          started.Notify();
-                          release->WaitForNotification();
-                        })
-                        .ok());
-        started.WaitForNotification();
-      }
-    }
-    ~BusyWorkers() { release_->Notify(); }
-
-   private:
-    const std::shared_ptr<absl::Notification> release_ = std::make_shared<absl::Notification>();
-  };
 
   RunningNode node_;
   TestClient client_;
@@ -193,7 +172,7 @@ TEST_F(CallSocketTest, RandomPackets_ChangeNothing) {
 }
 
 TEST_F(CallSocketTest, QueueFull_IsResourceExhaustedWithRetryAfter) {
-  const BusyWorkers busy(node_.node());
+  const BusyWorkers busy(node_.node().workers());
   ASSERT_TRUE(node_.node().workers().Submit([] {}).ok());
   const Answer answer = Call(1, OneBlock());
   ExpectRefused(answer, Code::kResourceExhausted, "queue-depth: 1");
@@ -201,7 +180,7 @@ TEST_F(CallSocketTest, QueueFull_IsResourceExhaustedWithRetryAfter) {
 }
 
 TEST_F(CallSocketTest, DeadlinePassedInTheQueue_DoesNoWork) {
-  auto busy = std::make_unique<BusyWorkers>(node_.node());
+  auto busy = std::make_unique<BusyWorkers>(node_.node().workers());
   const OwnedFd peer = Connect();
   Send(peer, Packet(1, 10'000, OneBlock().SerializeAsString()));
   EXPECT_TRUE(Eventually([&] { return node_.node().workers().queued() == 1; }));
@@ -212,7 +191,7 @@ TEST_F(CallSocketTest, DeadlinePassedInTheQueue_DoesNoWork) {
 }
 
 TEST_F(CallSocketTest, PeerHangsUp_CancelsItsCall) {
-  auto busy = std::make_unique<BusyWorkers>(node_.node());
+  auto busy = std::make_unique<BusyWorkers>(node_.node().workers());
   {
     const OwnedFd peer = Connect();
     Send(peer, Packet(1, 0, OneBlock().SerializeAsString()));
@@ -227,7 +206,7 @@ TEST_F(CallSocketTest, PeerHangsUp_CancelsItsCall) {
 }
 
 TEST_F(CallSocketTest, Draining_RefusesStoresAnswersWhatRunsThenHangsUp) {
-  auto busy = std::make_unique<BusyWorkers>(node_.node());
+  auto busy = std::make_unique<BusyWorkers>(node_.node().workers());
   wire::LookupRequest lookup = client_.LookupOf(keys_);
   const OwnedFd running = Connect(), idle = Connect();
   Send(running, Packet(1, 0, OneBlock().SerializeAsString()));
@@ -262,8 +241,9 @@ TEST_F(CallSocketTest, PeerThatTakesNoReplies_IsHungUpOn) {
   const OwnedFd peer = Connect();
   const std::string packet = Packet(2, 0, client_.LookupOf(keys_).SerializeAsString());
   EXPECT_TRUE(Eventually([&] {  // until both ways are full
-    return send(peer.get(), packet.data(), packet.size(), MSG_NOSIGNAL | MSG_DONTWAIT) < 0 &&
-           errno == EPIPE;
+    while (send(peer.get(), packet.data(), packet.size(), MSG_NOSIGNAL | MSG_DONTWAIT) >= 0) {
+    }
+    return errno == EPIPE;
   }));
   EXPECT_EQ(Call(2, client_.LookupOf(keys_)).code, 0u);
 }
