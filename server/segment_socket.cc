@@ -148,14 +148,14 @@ absl::StatusOr<uint32_t> Perform(const SegmentSocket::Setup& setup, const Packet
   return request.segment_id;
 }
 
-// The segment of device memory that the packet asks to unregister, if any.
-std::weak_ptr<const DeviceSegment> DeviceSegmentOf(const SegmentSocket::Setup& setup,
-                                                   const Packet& packet) {
+// Of the segment of device memory that the packet asks to unregister, if any.
+std::weak_ptr<const void> PresenceOf(const SegmentSocket::Setup& setup, const Packet& packet) {
   const absl::StatusOr<Request> request = Parse(packet);
   if (!request.ok() || request->operation != kUnregister) return {};
   const auto session = setup.sessions->Find(request->session_id);
   if (!session.ok()) return {};
-  return (*session)->segments.FindDevice(request->segment_id);
+  const auto segment = (*session)->segments.FindDevice(request->segment_id);
+  return segment == nullptr ? std::weak_ptr<const void>() : segment->presence();
 }
 
 const char* OperationName(const Packet& packet) {
@@ -245,7 +245,7 @@ void SegmentSocket::Accept() {
 bool SegmentSocket::Answer(Connection& connection) {
   std::optional<Packet> packet = Receive(connection.fd.get());
   if (!packet.has_value()) return false;
-  const std::weak_ptr<const DeviceSegment> leaving = DeviceSegmentOf(setup_, *packet);
+  const std::weak_ptr<const void> leaving = PresenceOf(setup_, *packet);
   absl::StatusOr<uint32_t> result = Perform(setup_, *packet);
   setup_.metrics->Add(Metric::kSegmentRequests,
                       {OperationName(*packet), result.ok() ? "ok" : "refused"}, 1);

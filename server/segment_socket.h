@@ -36,7 +36,7 @@ class SegmentSocket {
   struct Connection {
     OwnedFd fd;
     // What it asked to unregister and calls still use: answered, and read from, when they end.
-    std::weak_ptr<const DeviceSegment> leaving;
+    std::weak_ptr<const void> leaving;
     uint32_t leaving_id = 0;
   };
 

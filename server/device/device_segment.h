@@ -56,9 +56,12 @@ class DeviceSegment {
   // Null when the engine shares none.
   const WorkerEvent* event() const { return event_.get(); }
   ShareKind share_kind() const { return share_kind_; }
+  // Expires once everything is unmapped; a pointer to the segment does so before.
+  std::weak_ptr<const void> presence() const { return presence_; }
 
  private:
   DeviceSegment() = default;
+  std::shared_ptr<const void> presence_ = std::make_shared<char>();  // goes last
   std::vector<std::unique_ptr<DeviceMapping>> mappings_;
   std::vector<std::byte*> layers_;
   uint64_t layer_bytes_ = UINT64_MAX;

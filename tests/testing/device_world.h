@@ -27,7 +27,8 @@ class Worker {
   virtual std::unique_ptr<WorkerMemory> Allocate(ShareKind kind, uint64_t bytes) = 0;
   virtual IpcHandle event() const = 0;
 
-  // Queue 200 ms of work and then the write or the read, record the event and return.
+  // Queue work, and then the write or the read, record the event and return: without waiting for
+  // the event a test is much sooner.
   virtual void WriteLate(WorkerMemory* memory, uint64_t offset,
                          absl::Span<const std::byte> bytes) = 0;
   virtual void ReadLate(WorkerMemory* memory, uint64_t offset, uint64_t bytes) = 0;

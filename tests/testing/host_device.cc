@@ -31,7 +31,7 @@ struct HostWorkerMemory::State {
 
 struct HostWorkerEvent::State {
   std::mutex mutex;
-  int64_t recorded = 0, completed = 0;  // guarded by the mutex
+  int64_t recorded = 0, completed = 0, asked = 0;  // guarded by the mutex
 };
 
 struct HostDevice::State {
@@ -188,7 +188,9 @@ class OpenedEvent final : public WorkerEvent {
   absl::StatusOr<bool> Done() const override {
     FQ_RETURN_IF_ERROR(device_->faults->Check());
     const std::lock_guard lock(state_->mutex);
-    return state_->completed == state_->recorded;
+    const bool done = state_->completed == state_->recorded;
+    if (!done) ++state_->asked;
+    return done;
   }
 
  private:
@@ -237,6 +239,12 @@ IpcHandle HostWorkerEvent::handle() const { return Events().HandleOf(state_.get(
 void HostWorkerEvent::Record() {
   const std::lock_guard lock(state_->mutex);
   ++state_->recorded;
+  state_->asked = 0;
+}
+
+int64_t HostWorkerEvent::asked() const {
+  const std::lock_guard lock(state_->mutex);
+  return state_->asked;
 }
 
 void HostWorkerEvent::Complete() {

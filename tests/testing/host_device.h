@@ -44,6 +44,8 @@ class HostWorkerEvent {
   IpcHandle handle() const;
   void Record();    // behind work that is not done yet
   void Complete();  // the work before the last Record is done
+  // How often somebody has asked since the last Record, and was told that it is not done.
+  int64_t asked() const;
 
   struct State;
 

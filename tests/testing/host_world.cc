@@ -1,4 +1,5 @@
 // The stand-in of a GPU and a worker in this process.
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <functional>
@@ -42,22 +43,31 @@ class HostWorker final : public Worker {
     Later([=] { read_ = memory->Read(offset, bytes); });
   }
   std::vector<std::byte> Finish() override {
+    finishing_ = true;
     if (stream_.joinable()) stream_.join();
     return read_;
   }
 
  private:
+  // Whoever asks for the event a second time is waiting for it.
+  static constexpr int64_t kAskedByWhoWaits = 2;
+
+  // Late is when somebody waits for it.
   void Later(std::function<void()> work) {
     Finish();
+    finishing_ = false;
     event_.Record();
     stream_ = std::thread([this, work = std::move(work)] {
-      std::this_thread::sleep_for(std::chrono::milliseconds(200));
+      while (!finishing_ && event_.asked() < kAskedByWhoWaits) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
       work();
       event_.Complete();
     });
   }
 
   HostWorkerEvent event_;
+  std::atomic<bool> finishing_{false};
   std::vector<std::byte> read_;
   std::thread stream_;
 };

@@ -4,6 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <cstring>
+#include <functional>
+#include <memory>
 #include <string>
 
 #include "tests/testing/device_registration.h"
@@ -87,6 +89,28 @@ TEST(ParseDeviceRegistration, EveryOtherLength_IsRefused) {
     packet.resize(bytes, '\0');
     EXPECT_EQ(Parse(packet).ok(), bytes == good.size()) << bytes;
   }
+}
+
+// Whoever frees the memory once it is told that the segment is gone must not be told too soon.
+TEST(DeviceSegment, Presence_EndsBehindTheMappings) {
+  class Mapping : public DeviceMapping {
+   public:
+    explicit Mapping(const std::function<void()>& unmap) : unmap_(unmap) {}
+    ~Mapping() override { unmap_(); }
+    std::byte* data() const override { return nullptr; }
+    uint64_t bytes() const override { return 64; }
+
+   private:
+    const std::function<void()>& unmap_;
+  };
+  std::weak_ptr<const void> presence;
+  bool was_present = false;
+  const std::function<void()> unmap = [&] { was_present = !presence.expired(); };
+  auto segment = DeviceSegment::Over(std::make_unique<Mapping>(unmap), 1, 64);
+  presence = segment->presence();
+  segment.reset();
+  EXPECT_TRUE(was_present);
+  EXPECT_TRUE(presence.expired());
 }
 
 }  // namespace

@@ -65,6 +65,7 @@ class DevicePagesTest : public testing::Test {
     *request.mutable_pages() = Places(segment, 0, keys.size() / 32);
     return request;
   }
+  double Segments() { return node_.node().metrics().Values()["fq_device_segments{share=\"ipc\"}"]; }
   std::string Memory(uint64_t offset, uint64_t bytes) {
     return {reinterpret_cast<const char*>(worker_.data()) + offset, bytes};
   }
@@ -171,12 +172,12 @@ TEST_F(DevicePagesTest, UnregisterIsAnsweredWhenTheLastCallHasEnded) {
     wire::StoreResponse response;
     EXPECT_TRUE(client_.Store(StoreOf(segment, keys_), response).ok());
   });
-  EXPECT_TRUE(Eventually([&] { return node_.node().Sample().running_calls == 1; }));
-  std::this_thread::sleep_for(std::chrono::milliseconds(20));  // it has found its segment
+  EXPECT_TRUE(Eventually([&] { return event.asked() > 0; }));  // it has found its segment
   const OwnedFd peer = Connect();
   SendPacket(peer, SegmentPacket(client_.id(), 2, segment, 0), {});
+  EXPECT_TRUE(Eventually([&] { return Segments() == 0; }));
   char byte = 0;
-  std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  std::this_thread::sleep_for(std::chrono::milliseconds(50));  // for an answer that comes too early
   EXPECT_LT(recv(peer.get(), &byte, 1, MSG_DONTWAIT), 0);
   EXPECT_EQ(AskSegments(Connect(), SegmentPacket(client_.id(), 2, segment, 0), {}).code,
             static_cast<uint32_t>(absl::StatusCode::kNotFound));  // others are served meanwhile
@@ -232,7 +233,7 @@ TEST_F(DevicePagesTest, FetchedBlocks_ComeOffOneGpuAndGoOnAnother) {
 TEST_F(DevicePagesTest, SessionEnds_ItsMappingsGo) {
   Register(Registration());
   EXPECT_EQ(device_->open_mappings(), 1);
-  EXPECT_EQ(node_.node().metrics().Values()["fq_device_segments{share=\"ipc\"}"], 1);
+  EXPECT_EQ(Segments(), 1);
   client_.End();
   EXPECT_TRUE(Eventually([&] { return device_->open_mappings() == 0; }));
 }
