@@ -88,6 +88,10 @@ class FetchTest : public testing::Test {
     EXPECT_EQ(Here().used_bytes, 0u);
   }
 
+  // What hooks use: they run until `between_` has gone.
+  absl::Notification loading_, go_on_;
+  std::atomic<int> begun_{0}, cancelled_{0};
+
   RunningNode there_;
   ForwardingNode between_{there_};
   RunningNode here_;
@@ -152,6 +156,7 @@ TEST_F(FetchTest, WhatTheOtherNodeHasNot_IsAMissAndMakesNothingThere) {
 
 TEST_F(FetchTest, RefinementGone_ComesAsCompactUnlessTheFloorForbids) {
   StoreThere(wire::PROFILE_NEAR_LOSSLESS);
+  EXPECT_TRUE(Eventually([&] { return there_.node().tiers().Stats().host.pinned_slabs == 0; }));
   const uint64_t scope = 1;  // the first space of that node
   for (size_t i = 2; i < kBlocks; ++i) {
     SlabKey key{scope, {}};
@@ -348,14 +353,13 @@ TEST_F(FetchTest, NodeThatIsNotThere_IsUnavailable) {
 
 TEST_F(FetchTest, DiesInMidTransfer_NothingOfThatPieceIsPublished) {
   StoreThere(wire::PROFILE_EXACT);
-  absl::Notification loading;
   between_.on_load = [&](grpc::ServerContext& context, wire::LoadResponse&) {
-    loading.Notify();
+    loading_.Notify();
     while (!context.IsCancelled()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     return grpc::Status::OK;
   };
   auto fetch = std::async(std::launch::async, [&] { return Fetch(); });
-  loading.WaitForNotification();
+  loading_.WaitForNotification();
   between_.Die();
   EXPECT_TRUE(fetch.get().ok());
   EXPECT_NE(reply_.stopped_code(), 0u);  // that the call or that the connection ended
@@ -365,24 +369,25 @@ TEST_F(FetchTest, DiesInMidTransfer_NothingOfThatPieceIsPublished) {
 
 TEST_F(FetchTest, DeadlineOrCancelOfTheCaller_EndsTheStepAtTheOtherNode) {
   StoreThere(wire::PROFILE_EXACT);
-  std::atomic<int> cancelled{0};
   between_.on_load = [&](grpc::ServerContext& context, wire::LoadResponse&) {
+    ++begun_;
     while (!context.IsCancelled()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
-    ++cancelled;
+    ++cancelled_;
     return grpc::Status::OK;
   };
   grpc::ClientContext timed;
   timed.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(300));
   client_.stub().Fetch(&timed, Request(), &reply_);  // in time, or just not: not tested
-  EXPECT_TRUE(Eventually([&] { return cancelled == 1; }));
-  EXPECT_TRUE(Eventually([&] { return Stopped("deadline") == 1; }));
+  EXPECT_TRUE(Eventually([&] { return Stopped("deadline") == 1 && cancelled_ == begun_; }));
+  const int begun = begun_;  // 0 when the deadline came first
   grpc::ClientContext given_up;
   std::thread canceller([&] {
-    EXPECT_TRUE(Eventually([&] { return Counted("fq_running_calls") > 0; }));
+    EXPECT_TRUE(Eventually([&] { return begun_ > begun; }));
     given_up.TryCancel();
   });
   EXPECT_EQ(client_.stub().Fetch(&given_up, Request(), &reply_).error_code(), Code::CANCELLED);
   canceller.join();
+  EXPECT_TRUE(Eventually([&] { return cancelled_ == begun + 1; }));
   EXPECT_TRUE(Eventually([&] { return Counted("fq_running_calls") == 0; }));
   ExpectNothingHere();
 }
@@ -394,14 +399,13 @@ TEST_F(FetchTest, Draining_TakesNoFetch) {
 
 TEST_F(FetchTest, EndOfTheNode_EndsAFetchUnderWay) {
   StoreThere(wire::PROFILE_EXACT);
-  absl::Notification loading;
   between_.on_load = [&](grpc::ServerContext& context, wire::LoadResponse&) {
-    loading.Notify();
+    loading_.Notify();
     while (!context.IsCancelled()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
     return grpc::Status::OK;
   };
   auto fetch = std::async(std::launch::async, [&] { return Fetch(); });
-  loading.WaitForNotification();
+  loading_.WaitForNotification();
   here_.Stop();
   fetch.get();  // it ends: that is what is tested
 }
@@ -485,7 +489,7 @@ class BusyTest : public FetchTest {
           o.workers = 1;
         }) {
     between_.on_load = [this](grpc::ServerContext&, wire::LoadResponse&) {
-      loading_ = true;
+      if (!loading_.HasBeenNotified()) loading_.Notify();
       go_on_.WaitForNotification();
       return grpc::Status::OK;
     };
@@ -494,15 +498,12 @@ class BusyTest : public FetchTest {
   grpc::Status FetchBeside(wire::FetchResponse& reply, grpc::ClientContext& context) {
     return client_.stub().Fetch(&context, Request(), &reply);
   }
-
-  std::atomic<bool> loading_{false};
-  absl::Notification go_on_;
 };
 
 TEST_F(BusyTest, FetchThatWaits_HoldsUpNoStoreAndNoLoad) {
   StoreThere(wire::PROFILE_EXACT);
   auto fetch = std::async(std::launch::async, [&] { return Fetch(); });
-  EXPECT_TRUE(Eventually([&] { return loading_.load(); }));
+  loading_.WaitForNotification();
   const std::string keys = TestKeys("b", 2);
   const std::string pages = TestPages(here_.codec_set(), 2, 5);
   client_.StoreAndLookup(keys, pages, wire::PROFILE_EXACT);
@@ -517,7 +518,7 @@ TEST_F(BusyTest, OneMoreThanMayWait_IsResourceExhaustedWithAHint) {
   wire::FetchResponse first, second, third;
   grpc::ClientContext contexts[3];
   auto running = std::async(std::launch::async, [&] { return FetchBeside(first, contexts[0]); });
-  EXPECT_TRUE(Eventually([&] { return loading_.load(); }));
+  loading_.WaitForNotification();
   auto waiting = std::async(std::launch::async, [&] { return FetchBeside(second, contexts[1]); });
   EXPECT_TRUE(Eventually([&] { return here_.node().fetchers().queued() == 1; }));
   const grpc::Status refused = FetchBeside(third, contexts[2]);
