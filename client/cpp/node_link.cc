@@ -1,5 +1,6 @@
 #include "client/cpp/node_link.h"
 
+#include <grpc/grpc.h>
 #include <grpcpp/client_context.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/generic/generic_stub.h>
@@ -129,6 +130,8 @@ absl::StatusOr<std::shared_ptr<NodeLink>> NodeLink::Create(const ClientOptions& 
         "max_message_bytes is ", options.max_message_bytes, ", must be at most ", INT32_MAX));
   }
   FQ_ASSIGN_OR_RETURN(auto credentials, CredentialsOf(options));
+  // Held for good: the library's own shutdown waits up to 10 s for its backup poller (gRPC 1.51).
+  grpc_init();
   auto channel = grpc::CreateCustomChannel(options.endpoint, credentials, Arguments(options));
   return std::shared_ptr<NodeLink>(new NodeLink(options, std::move(channel)));
 }

@@ -1,6 +1,7 @@
 // Calls to nodes that are not there or do not answer.
 #include "client/cpp/node_link.h"
 
+#include <grpc/grpc.h>
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -90,6 +91,12 @@ TEST(NodeLink, OptionsThatMakeNoSense_AreRefused) {
   options = OptionsFor("host:1");
   options.max_message_bytes = uint64_t{1} << 31;
   EXPECT_TRUE(absl::IsInvalidArgument(NodeLink::Create(options).status()));
+}
+
+// gRPC's own shutdown may wait 10 s for one of its threads; whoever ends the last link would.
+TEST(NodeLink, LastOneEnds_GrpcStays) {
+  NodeLink::Create(OptionsFor("unix:///nowhere/fq.sock")).value().reset();
+  EXPECT_NE(grpc_is_initialized(), 0);
 }
 
 TEST(NodeLink, NoAnswer_OnlyWhenTheNodeWasNotHeard) {
