@@ -170,7 +170,7 @@ void AddBench(CLI::App& app, Command& command) {
   flags->session.namespace_name = "fqctl-bench";
   flags->session.Add(verb);
   verb.get_option("--namespace")->required(false);
-  AddFlag(verb, "profile", flags->profile, "exact, near-lossless, compact or universal");
+  AddFlag(verb, "profile", flags->profile, "how the pages are stored")->check(AnyProfile());
   AddFlag(verb, "blocks-per-call", flags->blocks_per_call, "blocks of one chain and call")
       ->check(CLI::Range(1u, 1024u));
   AddFlag(verb, "calls", flags->calls, "chains, one after the other")

@@ -41,6 +41,12 @@ CLI::Option* AddFlag(CLI::App& app, const std::string& name, Value& value,
   return app.add_option("--" + name, value, help)->envname(variable)->capture_default_str();
 }
 
+// What --profile and --floor take.
+inline CLI::IsMember AnyProfile() {
+  return CLI::IsMember({"exact", "near-lossless", "compact", "universal"});
+}
+inline CLI::IsMember AnyFloor() { return CLI::IsMember({"exact", "near-lossless", "compact"}); }
+
 // A verb, whose `flags` live as long as the app.
 template <typename Flags>
 CLI::App& AddVerb(CLI::App& parent, Command& command, const std::string& name,
@@ -56,7 +62,8 @@ CLI::App& AddVerb(CLI::App& parent, Command& command, const std::string& name,
 // The flags of every verb: --endpoint and so on.
 void AddConnectionFlags(CLI::App& app, Command& command);
 
-// InvalidArgument or DataLoss: a TLS file is wrong or cannot be read. Connects with the first call.
+// InvalidArgument: the endpoint makes no sense, or a TLS file cannot be read. Connects with the
+// first call.
 absl::StatusOr<std::unique_ptr<client::Client>> Connect(const Command& command);
 
 // One file per verb.

@@ -7,9 +7,9 @@
 namespace fq::cli {
 namespace {
 
-absl::StatusOr<std::string> ReadOptional(const std::string& path) {
+absl::StatusOr<std::string> ReadOptional(absl::string_view flag, const std::string& path) {
   if (path.empty()) return std::string();
-  return ReadFile(path);
+  return ReadFile(flag, path);
 }
 
 }  // namespace
@@ -21,10 +21,15 @@ void AddConnectionFlags(CLI::App& app, Command& command) {
   AddFlag(app, "tls-key", command.tls_key, "its PEM private key");
   AddFlag(app, "deadline-ms", command.deadline_ms, "how long each call may take")
       ->check(CLI::Range(1u, 3'600'000u));
-  app.add_option("-o,--output", command.format, "table, or json: one object or line per result")
+  app.add_option_function<std::string>(
+         "-o,--output",
+         [&command](const std::string& name) {
+           command.format = name == "json" ? OutputFormat::kJson : OutputFormat::kTable;
+         },
+         "how results are printed; json: one line each")
       ->envname("FQCTL_OUTPUT")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, OutputFormat>{
-          {"table", OutputFormat::kTable}, {"json", OutputFormat::kJson}}));
+      ->default_str("table")
+      ->check(CLI::IsMember({"table", "json"}));
 }
 
 absl::StatusOr<std::unique_ptr<client::Client>> Connect(const Command& command) {
@@ -32,9 +37,9 @@ absl::StatusOr<std::unique_ptr<client::Client>> Connect(const Command& command) 
   options.endpoint = command.endpoint;
   options.deadline = command.deadline();
   options.client_name = "fqctl";
-  FQ_ASSIGN_OR_RETURN(options.tls.ca, ReadOptional(command.tls_ca));
-  FQ_ASSIGN_OR_RETURN(options.tls.cert, ReadOptional(command.tls_cert));
-  FQ_ASSIGN_OR_RETURN(options.tls.key, ReadOptional(command.tls_key));
+  FQ_ASSIGN_OR_RETURN(options.tls.ca, ReadOptional("tls-ca", command.tls_ca));
+  FQ_ASSIGN_OR_RETURN(options.tls.cert, ReadOptional("tls-cert", command.tls_cert));
+  FQ_ASSIGN_OR_RETURN(options.tls.key, ReadOptional("tls-key", command.tls_key));
   return client::Client::Create(options);
 }
 

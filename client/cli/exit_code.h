@@ -13,7 +13,7 @@ enum class ExitCode : int {
   kNotFound = 2,     // a miss: not all of what was asked for is there
   kMismatch = 3,     // a failed precondition: namespace, codec set or session differ
   kUnavailable = 4,  // no answer in time, or draining
-  kData = 5,         // a block failed its check, a file cannot be read or written
+  kData = 5,         // a block failed its check, or get cannot write its file
   kExhausted = 6,    // no room, or a limit of the node
   kPermission = 7,   // not allowed, or not known
 };

@@ -68,7 +68,7 @@ void AddFetch(CLI::App& app, Command& command) {
   AddFlag(verb, "from", flags->from,
           "the other node, as the node's --fetch-from names it: unix:///path or host:port")
       ->required();
-  AddFlag(verb, "floor", flags->floor, "least precision wanted: exact, near-lossless or compact");
+  AddFlag(verb, "floor", flags->floor, "least precision wanted")->check(AnyFloor());
 }
 
 }  // namespace fq::cli

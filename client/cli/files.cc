@@ -11,24 +11,25 @@
 
 namespace fq::cli {
 
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
+absl::StatusOr<std::string> ReadFile(absl::string_view flag, const std::string& path) {
   std::ifstream in(path, std::ios::binary);
   std::ostringstream text;
   if (in && (in.peek() == std::ifstream::traits_type::eof() || text << in.rdbuf())) {
     return text.str();
   }
-  return absl::DataLossError(
-      absl::StrCat(path, ": cannot be read: ", std::generic_category().message(errno)));
+  return absl::InvalidArgumentError(absl::StrCat(
+      "--", flag, " = ", path, ": cannot be read: ", std::generic_category().message(errno)));
 }
 
-absl::Status WriteFile(const std::string& path, absl::Span<const std::byte> bytes) {
+absl::Status WriteFile(absl::string_view flag, const std::string& path,
+                       absl::Span<const std::byte> bytes) {
   std::ofstream out(path, std::ios::binary | std::ios::trunc);
   out.write(reinterpret_cast<const char*>(bytes.data()),
             static_cast<std::streamsize>(bytes.size()));
   out.close();
   if (out) return absl::OkStatus();
-  return absl::DataLossError(
-      absl::StrCat(path, ": cannot be written: ", std::generic_category().message(errno)));
+  return absl::DataLossError(absl::StrCat(
+      "--", flag, " = ", path, ": cannot be written: ", std::generic_category().message(errno)));
 }
 
 absl::StatusOr<std::vector<uint32_t>> ParseTokens(const std::string& text) {

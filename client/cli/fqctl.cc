@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
 #include "client/cli/command.h"
 #include "client/cpp/retry_after.h"
 
@@ -30,6 +31,15 @@ void Explain(const absl::Status& status, std::ostream& errors) {
   errors << " (" << absl::StatusCodeToString(status.code()) << ")\n";
 }
 
+// CLI11 misses a verb or flag before it says that it does not know what is there instead.
+absl::Status Missing(const CLI::App& app, const CLI::RequiredError& error) {
+  const std::vector<std::string> unknown = app.remaining(true);
+  if (unknown.empty())
+    return absl::InvalidArgumentError(absl::StrCat(error.what(), "; see --help"));
+  return absl::InvalidArgumentError(
+      absl::StrCat("'", unknown.front(), "' is not known here; see --help"));
+}
+
 }  // namespace
 
 ExitCode Run(const std::vector<std::string>& arguments, std::ostream& out, std::ostream& errors) {
@@ -44,6 +54,9 @@ ExitCode Run(const std::vector<std::string>& arguments, std::ostream& out, std::
   AddVerbs(app, command);
   try {
     app.parse(std::vector<std::string>(arguments.rbegin(), arguments.rend()));
+  } catch (const CLI::RequiredError& error) {
+    Explain(Missing(app, error), errors);
+    return ExitCode::kUsage;
   } catch (const CLI::ParseError& error) {
     return app.exit(error, out, errors) == 0 ? ExitCode::kOk : ExitCode::kUsage;
   }

@@ -44,7 +44,7 @@ absl::StatusOr<ExitCode> RunGet(Command& command, GetFlags& flags) {
                         transfer->Load(match.lease, floor, absl::MakeSpan(pages)));
     loaded = DeliveredPrefix(statuses);
     pages.resize(loaded * transfer->block_bytes());
-    FQ_RETURN_IF_ERROR(WriteFile(flags.file, pages));
+    FQ_RETURN_IF_ERROR(WriteFile("file", flags.file, pages));
   }
   command.Show({{"blocks", keys.size()},
                 {"matched_blocks", match.matched_blocks},
@@ -67,7 +67,7 @@ void AddGet(CLI::App& app, Command& command) {
               flags, RunGet);
   flags->session.Add(verb);
   flags->prefix.Add(verb);
-  AddFlag(verb, "floor", flags->floor, "least precision wanted: exact, near-lossless or compact");
+  AddFlag(verb, "floor", flags->floor, "least precision wanted")->check(AnyFloor());
   AddFlag(verb, "file", flags->file, "where the pages go, as put reads them")->required();
 }
 

@@ -54,7 +54,7 @@ void AddLookup(CLI::App& app, Command& command) {
                            flags, RunLookup);
   flags->session.Add(verb);
   flags->prefix.Add(verb);
-  AddFlag(verb, "floor", flags->floor, "least precision wanted: exact, near-lossless or compact");
+  AddFlag(verb, "floor", flags->floor, "least precision wanted")->check(AnyFloor());
 }
 
 }  // namespace fq::cli

@@ -25,7 +25,7 @@ absl::Span<const std::byte> AsBytes(const std::string& text) {
 absl::StatusOr<ExitCode> RunPut(Command& command, PutFlags& flags) {
   FQ_ASSIGN_OR_RETURN(const auto profile, client::ProfileOf(flags.profile));
   FQ_ASSIGN_OR_RETURN(const auto tokens, flags.prefix.Tokens());
-  FQ_ASSIGN_OR_RETURN(const std::string pages, ReadFile(flags.file));
+  FQ_ASSIGN_OR_RETURN(const std::string pages, ReadFile("file", flags.file));
   FQ_ASSIGN_OR_RETURN(const auto client, Connect(command));
   FQ_ASSIGN_OR_RETURN(const auto spec, flags.session.Spec(*client, command));
   FQ_ASSIGN_OR_RETURN(const auto session, client->Open(spec, command.deadline()));
@@ -33,7 +33,7 @@ absl::StatusOr<ExitCode> RunPut(Command& command, PutFlags& flags) {
   FQ_ASSIGN_OR_RETURN(const auto transfer, PageTransfer::Create(*session, command.deadline()));
   if (pages.size() != keys.size() * transfer->block_bytes()) {
     return absl::InvalidArgumentError(absl::StrCat(
-        flags.file, " has ", pages.size(), " bytes; ", keys.size(), " blocks of ",
+        "--file = ", flags.file, " has ", pages.size(), " bytes; ", keys.size(), " blocks of ",
         transfer->block_bytes(), " bytes are ", keys.size() * transfer->block_bytes()));
   }
   FQ_ASSIGN_OR_RETURN(const auto statuses, transfer->Store(profile, keys, AsBytes(pages)));
@@ -60,7 +60,7 @@ void AddPut(CLI::App& app, Command& command) {
               flags, RunPut);
   flags->session.Add(verb);
   flags->prefix.Add(verb);
-  AddFlag(verb, "profile", flags->profile, "exact, near-lossless, compact or universal");
+  AddFlag(verb, "profile", flags->profile, "how the pages are stored")->check(AnyProfile());
   AddFlag(verb, "file", flags->file,
           "pages as [block][layer][head][K|V][64][head_size] in the namespace's dtype")
       ->required();

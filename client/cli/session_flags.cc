@@ -42,7 +42,7 @@ void SessionFlags::Add(CLI::App& app) {
   AddFlag(app, "layers", layers, "layers of the model");
   AddFlag(app, "kv-heads", kv_heads, "kv heads of the model");
   AddFlag(app, "head-size", head_size, "64, 96, 128 or 256");
-  AddFlag(app, "dtype", dtype, "f16, bf16 or f32");
+  AddFlag(app, "dtype", dtype, "type of the values")->check(CLI::IsMember({"f16", "bf16", "f32"}));
   AddFlag(app, "rope", rope, "canonical text of the RoPE settings");
   AddFlag(app, "codec-set", codec_set_id_hex, "id of the codec set, 64 hex digits");
   AddFlag(app, "extra", extra, "key=value that must agree too; may be repeated");
@@ -109,7 +109,7 @@ void PrefixFlags::Add(CLI::App& app) {
 absl::StatusOr<std::vector<uint32_t>> PrefixFlags::Tokens() const {
   std::vector<uint32_t> tokens;
   if (!tokens_file.empty()) {
-    FQ_ASSIGN_OR_RETURN(const std::string text, ReadFile(tokens_file));
+    FQ_ASSIGN_OR_RETURN(const std::string text, ReadFile("tokens", tokens_file));
     FQ_ASSIGN_OR_RETURN(tokens, ParseTokens(text));
   } else {
     if (blocks > kMaxBlocks) {

@@ -1,5 +1,6 @@
 // fqctl stats: every metric of the node.
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "client/cli/command.h"
 #include "kernels/base/status_macros.h"
 
@@ -16,6 +17,9 @@ absl::StatusOr<ExitCode> RunStats(Command& command, StatsFlags& flags) {
   Json metrics = Json::object();
   for (const auto& [name, value] : status.counters) {
     if (absl::StartsWith(name, flags.prefix)) metrics[name] = value;
+  }
+  if (metrics.empty()) {
+    return absl::NotFoundError(absl::StrCat("--prefix = ", flags.prefix, ": no metric begins so"));
   }
   command.Show(metrics);
   return ExitCode::kOk;

@@ -13,6 +13,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/strings/cord.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/clock.h"
@@ -51,6 +52,19 @@ absl::Status FromGrpc(const grpc::Status& status, const grpc::ClientContext& con
   return result;
 }
 
+// gRPC takes more, and what it cannot take for a host whose name does not resolve.
+absl::Status CheckEndpoint(const std::string& endpoint) {
+  const size_t colon = endpoint.rfind(':');
+  uint32_t port = 0;
+  if (absl::StartsWith(endpoint, "unix:///")) return absl::OkStatus();
+  if (colon != std::string::npos && colon > 0 && !absl::StrContains(endpoint, '/') &&
+      absl::SimpleAtoi(endpoint.substr(colon + 1), &port) && port > 0 && port <= 65535) {
+    return absl::OkStatus();
+  }
+  return absl::InvalidArgumentError(
+      absl::StrCat("endpoint = ", endpoint, ": must be unix:///path or host:port"));
+}
+
 absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> CredentialsOf(
     const ClientOptions& options) {
   const Tls& tls = options.tls;
@@ -59,10 +73,12 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> CredentialsOf(
   }
   if (absl::StartsWith(options.endpoint, "unix:")) {
     return absl::InvalidArgumentError(
-        absl::StrCat("endpoint ", options.endpoint, ": TLS is for host:port"));
+        absl::StrCat("endpoint = ", options.endpoint, ": TLS is for host:port"));
   }
   if (tls.ca.empty() || tls.cert.empty() != tls.key.empty()) {
-    return absl::InvalidArgumentError("tls: needs a ca, and cert and key together");
+    return absl::InvalidArgumentError(absl::StrCat(
+        "tls: there is ", tls.ca.empty() ? "no" : "a", " ca, ", tls.cert.empty() ? "no" : "a",
+        " cert, ", tls.key.empty() ? "no" : "a", " key; needs a ca, and cert and key together"));
   }
   return grpc::SslCredentials({tls.ca, tls.key, tls.cert});
 }
@@ -122,9 +138,7 @@ std::optional<absl::StatusOr<grpc::ByteBuffer>> CallOnSocket(const SocketWay& wa
 }  // namespace
 
 absl::StatusOr<std::shared_ptr<NodeLink>> NodeLink::Create(const ClientOptions& options) {
-  if (options.endpoint.empty()) {
-    return absl::InvalidArgumentError("endpoint is empty; must be unix:///path or host:port");
-  }
+  FQ_RETURN_IF_ERROR(CheckEndpoint(options.endpoint));
   if (options.max_message_bytes > INT32_MAX) {
     return absl::InvalidArgumentError(absl::StrCat(
         "max_message_bytes is ", options.max_message_bytes, ", must be at most ", INT32_MAX));

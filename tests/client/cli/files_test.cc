@@ -10,18 +10,22 @@ namespace {
 TEST(Files, WrittenFile_ReadsBack) {
   const std::string path = testing::TempDir() + "/fq_files_test";
   const std::vector<std::byte> bytes = {std::byte{0}, std::byte{255}, std::byte{10}};
-  ASSERT_TRUE(WriteFile(path, bytes).ok());
-  EXPECT_EQ(*ReadFile(path), std::string("\0\xff\n", 3));
-  ASSERT_TRUE(WriteFile(path, {}).ok());
-  EXPECT_EQ(*ReadFile(path), "");
+  ASSERT_TRUE(WriteFile("file", path, bytes).ok());
+  EXPECT_EQ(*ReadFile("file", path), std::string("\0\xff\n", 3));
+  ASSERT_TRUE(WriteFile("file", path, {}).ok());
+  EXPECT_EQ(*ReadFile("file", path), "");
   std::filesystem::remove(path);
 }
 
 TEST(Files, NoSuchFile_NamesIt) {
-  const auto text = ReadFile("/nowhere/file");
-  EXPECT_TRUE(absl::IsDataLoss(text.status()));
-  EXPECT_EQ(text.status().message(), "/nowhere/file: cannot be read: No such file or directory");
-  EXPECT_TRUE(absl::IsDataLoss(WriteFile("/nowhere/file", {})));
+  const auto text = ReadFile("tokens", "/nowhere/file");
+  EXPECT_TRUE(absl::IsInvalidArgument(text.status()));
+  EXPECT_EQ(text.status().message(),
+            "--tokens = /nowhere/file: cannot be read: No such file or directory");
+  const absl::Status written = WriteFile("file", "/nowhere/file", {});
+  EXPECT_TRUE(absl::IsDataLoss(written));
+  EXPECT_EQ(written.message(),
+            "--file = /nowhere/file: cannot be written: No such file or directory");
 }
 
 TEST(Files, Tokens_InAnyCommonShape) {

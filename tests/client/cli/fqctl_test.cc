@@ -79,7 +79,7 @@ TEST_F(FqctlTest, PutThenGet_GivesTheSameFile) {
   EXPECT_EQ(OnPrefix("put", 3, {"--profile", "exact", "--file", pages}).json()["existed"], 3);
   const Ran get = OnPrefix("get", 3, {"--file", got});
   EXPECT_EQ(get.code, ExitCode::kOk) << get.errors;
-  EXPECT_EQ(*ReadFile(got), *ReadFile(pages));
+  EXPECT_EQ(*ReadFile("file", got), *ReadFile("file", pages));
 }
 
 TEST_F(FqctlTest, Get_MoreThanThereIs_WritesThePrefixAndMisses) {
@@ -88,7 +88,7 @@ TEST_F(FqctlTest, Get_MoreThanThereIs_WritesThePrefixAndMisses) {
   const Ran get = OnPrefix("get", 5, {"--file", got});
   EXPECT_EQ(get.code, ExitCode::kNotFound);
   EXPECT_EQ(get.json()["loaded_blocks"], 2);
-  EXPECT_EQ(*ReadFile(got), *ReadFile(pages));
+  EXPECT_EQ(*ReadFile("file", got), *ReadFile("file", pages));
 }
 
 TEST_F(FqctlTest, Fetch_BringsAPrefixFromTheOtherNode) {
@@ -203,6 +203,9 @@ TEST_F(FqctlTest, Stats_PrefixSelects) {
   const auto all = Fqctl({"stats"}).json(), some = Fqctl({"stats", "--prefix", "fq_req"}).json();
   EXPECT_GT(all.size(), some.size());
   for (const auto& [name, value] : some.items()) EXPECT_EQ(name.rfind("fq_req", 0), 0u);
+  const Ran none = Fqctl({"stats", "--prefix", "fq_reqq"});
+  EXPECT_EQ(none.code, ExitCode::kNotFound);
+  EXPECT_NE(none.errors.find("--prefix = fq_reqq"), std::string::npos) << none.errors;
 }
 
 TEST_F(FqctlTest, Top_PrintsOneLinePerLook) {
@@ -264,7 +267,34 @@ TEST(Fqctl, WrongUsage_IsUsage) {
   EXPECT_EQ(RunFqctl({"put"}).code, ExitCode::kUsage);
   EXPECT_EQ(RunFqctl({"status", "-o", "xml"}).code, ExitCode::kUsage);
   EXPECT_EQ(RunFqctl({"status", "--deadline-ms", "0"}).code, ExitCode::kUsage);
-  EXPECT_EQ(RunFqctl({"status", "--tls-ca", "/nowhere/ca"}).code, ExitCode::kData);
+}
+
+// What a person reads who has mistyped it: the flag, what it was, what it may be. A file that is
+// not there is no data error, which says that a block is damaged.
+TEST(Fqctl, WrongUsage_NamesFlagAndValue) {
+  const std::pair<std::vector<std::string>, std::vector<std::string>> rows[] = {
+      {{"frobnicate"}, {"'frobnicate'"}},
+      {{"namespace", "shwo"}, {"'shwo'"}},
+      {{"put"}, {"--namespace is required"}},
+      {{"status", "-o", "xml"}, {"--output", "xml", "table", "json"}},
+      {{"lookup", "--namespace", "n", "--floor", "universal"},
+       {"--floor", "universal", "near-lossless"}},
+      {{"put", "--namespace", "n", "--file", "f", "--profile", "int4"},
+       {"--profile", "int4", "universal"}},
+      {{"lookup", "--namespace", "n", "--dtype", "fp8"}, {"--dtype", "fp8", "bf16"}},
+      {{"lookup", "--namespace", "n", "--tokens", "/nowhere/t"}, {"--tokens", "/nowhere/t"}},
+      {{"put", "--namespace", "n", "--blocks", "1", "--file", "/nowhere/f"},
+       {"--file", "/nowhere/f"}},
+      {{"status", "--tls-ca", "/nowhere/ca"}, {"--tls-ca", "/nowhere/ca"}},
+      {{"status", "--endpoint", "/run/s"}, {"endpoint = /run/s", "unix:///path or host:port"}},
+  };
+  for (const auto& [arguments, parts] : rows) {
+    const Ran ran = RunFqctl(arguments);
+    EXPECT_EQ(ran.code, ExitCode::kUsage) << ran.errors;
+    for (const std::string& part : parts) {
+      EXPECT_NE(ran.errors.find(part), std::string::npos) << part << " is not in " << ran.errors;
+    }
+  }
 }
 
 TEST(ExitCode, EveryStatus_HasOne) {

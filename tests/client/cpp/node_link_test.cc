@@ -81,7 +81,14 @@ TEST(NodeLink, FailuresInARow_OpenTheBreaker) {
 }
 
 TEST(NodeLink, OptionsThatMakeNoSense_AreRefused) {
-  EXPECT_TRUE(absl::IsInvalidArgument(NodeLink::Create(OptionsFor("")).status()));
+  for (const char* endpoint : {"", "/run/s", "unix://run/s", "unix:s", "http://h:1", "h",
+                               "h:", ":1", "h:0", "h:65536", "h:http"}) {
+    EXPECT_TRUE(absl::IsInvalidArgument(NodeLink::Create(OptionsFor(endpoint)).status()))
+        << endpoint;
+  }
+  for (const char* endpoint : {"unix:///run/s", "h:1", "127.0.0.1:65535", "[::1]:7600"}) {
+    EXPECT_TRUE(NodeLink::Create(OptionsFor(endpoint)).ok()) << endpoint;
+  }
   ClientOptions options = OptionsFor("unix:///x");
   options.tls.ca = "pem";
   EXPECT_TRUE(absl::IsInvalidArgument(NodeLink::Create(options).status()));
