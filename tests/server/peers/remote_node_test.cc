@@ -9,7 +9,7 @@ namespace {
 
 namespace wire = ::flashquant::v1;
 
-RemoteLimits Soon() { return {std::chrono::system_clock::now() + std::chrono::seconds(10)}; }
+RemoteLimits Soon() { return {std::chrono::system_clock::now() + kPatience}; }
 
 TEST(RemoteNodes, OnlyTheTextsThatWereGiven_AreFound) {
   const RemoteNodes nodes({"unix:///run/b.sock", "node-b:7600"}, {}, 1 << 20);

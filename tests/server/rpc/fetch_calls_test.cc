@@ -375,10 +375,13 @@ TEST_F(FetchTest, DeadlineOrCancelOfTheCaller_EndsTheStepAtTheOtherNode) {
     ++cancelled_;
     return grpc::Status::OK;
   };
-  grpc::ClientContext timed;
-  timed.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(300));
-  client_.stub().Fetch(&timed, Request(), &reply_);  // in time, or just not: not tested
-  EXPECT_TRUE(Eventually([&] { return Stopped("deadline") == 1 && cancelled_ == begun_; }));
+  EXPECT_TRUE(Eventually([&] {  // a slow machine gives a call up before it has arrived
+    grpc::ClientContext timed;
+    timed.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(300));
+    client_.stub().Fetch(&timed, Request(), &reply_);  // in time, or just not: not tested
+    return Stopped("deadline") > 0;
+  }));
+  EXPECT_TRUE(Eventually([&] { return Counted("fq_running_calls") == 0 && cancelled_ == begun_; }));
   const int begun = begun_;  // 0 when the deadline came first
   grpc::ClientContext given_up;
   std::thread canceller([&] {
@@ -387,7 +390,7 @@ TEST_F(FetchTest, DeadlineOrCancelOfTheCaller_EndsTheStepAtTheOtherNode) {
   });
   EXPECT_EQ(client_.stub().Fetch(&given_up, Request(), &reply_).error_code(), Code::CANCELLED);
   canceller.join();
-  EXPECT_TRUE(Eventually([&] { return cancelled_ == begun + 1; }));
+  EXPECT_TRUE(Eventually([&] { return cancelled_ > begun && cancelled_ == begun_; }));
   EXPECT_TRUE(Eventually([&] { return Counted("fq_running_calls") == 0; }));
   ExpectNothingHere();
 }
