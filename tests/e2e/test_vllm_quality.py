@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from vllm_process import ONE_PROCESS
 
 from flashquant.codec import (Page, PageKind, decode_extent, decode_fq, page_bytes,
                               row_codecs)
@@ -50,6 +51,8 @@ def run_fixture(tmp_path_factory, case):
     with (pytest.MonkeyPatch.context() as patch,
           LocalNode(BINARY, [CODEC_SET], 256 << 20) as node):
         patch.setenv("FQ_TEST_RECORD", str(records))
+        for name, value in ONE_PROCESS.items():
+            patch.setenv(name, value)
         write_plan(Plan(str(MODEL), str(CODEC_SET), "float32", node.endpoint,
                         ["exact", "compact"], [case]), folder / "plan")
         program = [str(ROOT / "tests/e2e/recording_scoring.py"), str(folder / "plan"),

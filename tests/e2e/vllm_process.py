@@ -19,14 +19,17 @@ RESULT = "RESULT "
 START_S = 400
 ANSWER_S = 120
 ENVIRONMENT = {**local_engine.ENVIRONMENT, "VLLM_LOGGING_LEVEL": "WARNING", "PYTHONPATH": str(HERE)}
+# vLLM is three processes by default, each of which imports all of it again.
+ONE_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 class Engine:
     """Starts the child; a context manager. `transfer`: kv_transfer_config, or None."""
 
     def __init__(self, model: Path, transfer: dict[str, Any] | None, log: Path,
-                 fault: Path | None = None) -> None:
-        environment = {**os.environ, **ENVIRONMENT, "FQ_TEST_FAULT": str(fault or "")}
+                 **settings: str) -> None:
+        """`settings`: environment variables."""
+        environment = {**os.environ, **ENVIRONMENT, **settings}
         command = [sys.executable, str(HERE / "vllm_process.py"), str(model),
                    json.dumps(transfer)]
         self._log, self._closed = log, False

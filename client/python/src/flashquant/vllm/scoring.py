@@ -22,7 +22,7 @@ CONNECTOR = {"kv_connector": "FlashQuantConnector",
              "kv_connector_module_path": "flashquant.vllm.connector"}
 CHUNK_TOKENS = 2048  # of a prefill step; more than the new tokens, so these are one step
 STAGING_BYTES = 1 << 30  # what does not fit is not stored, where the node is slower than the model
-LOOKUP_MS, LOAD_MS, STORE_MS = 5e3, 60e3, 60e3  # a miss would only spoil the measurement
+LOOKUP_MS, LOAD_MS, STORE_MS = 30e3, 60e3, 60e3  # a miss would only spoil the measurement
 
 
 def connector_options(plan: Plan) -> dict[str, Any]:
