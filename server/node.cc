@@ -79,16 +79,16 @@ constexpr uint64_t kPinnedAheadBytes = uint64_t{2} << 30;
 constexpr uint64_t kDeviceAheadShare = 4;
 
 absl::StatusOr<std::unique_ptr<Tiers>> MakeTiers(const Options& options, Device* device) {
-  TiersOptions tiers;
-  tiers.host.capacity_bytes = options.host_bytes;
-  if (device == nullptr) return Tiers::Create(std::move(tiers));
-  tiers.host.space = CreateAheadSpace(device->CreatePinnedSpace(options.host_bytes),
-                                      {options.host_bytes, kPinnedAheadBytes});
-  tiers.device.emplace();
-  tiers.device->capacity_bytes = options.device_bytes;
+  StoreOptions host, on_device;
+  host.capacity_bytes = options.host_bytes;
+  if (device == nullptr) return Tiers::Create({std::move(host)});
+  host.space = CreateAheadSpace(device->CreatePinnedSpace(options.host_bytes),
+                                {options.host_bytes, kPinnedAheadBytes});
+  on_device.capacity_bytes = options.device_bytes;
   FQ_ASSIGN_OR_RETURN(auto space, device->CreateSpace(options.device_bytes));
-  tiers.device->space = CreateAheadSpace(
+  on_device.space = CreateAheadSpace(
       std::move(space), {options.device_bytes, options.device_bytes / kDeviceAheadShare});
+  TiersOptions tiers{std::move(host), std::move(on_device)};
   for (int i = 0; i < 2; ++i) {
     FQ_ASSIGN_OR_RETURN(auto queue, device->CreateQueue(false));
     tiers.moves.push_back(std::move(queue));
