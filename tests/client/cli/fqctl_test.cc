@@ -115,7 +115,9 @@ TEST_F(FqctlTest, Fetch_BringsAPrefixFromTheOtherNode) {
                      "--endpoint",
                      other.endpoint(),
                      "-o",
-                     "json"});
+                     "json",
+                     "--deadline-ms",
+                     "60000"});
   };
   const Ran all = fetch(node_.endpoint(), "2");
   EXPECT_EQ(all.code, ExitCode::kOk) << all.errors;
