@@ -73,12 +73,14 @@ class Worker:
         return chain
 
     def save(self, chain, begin, end, profile):
-        """Stores blocks [begin, end) and waits until the last is published."""
+        """Stores blocks [begin, end) and waits for the reply: blocks are published before the
+        refinements that the chain has outgrown are dropped."""
         job = SaveJob("save", begin, chain.keys(begin, end), chain.keys(max(0, begin - 2), begin),
                       list(range(begin, end)), profile)
         self.core.stage_saves(StepJobs(saves=[job]))
-        wait_until(lambda: (match := self.client.lookup(chain.keys(0, end), COMPACT))
-                   and match.matched_blocks == end)
+        self.core.hold_saved(StepJobs(held=["save"]))
+        wait_until(self.core.take_saved)
+        assert self.client.lookup(chain.keys(0, end), COMPACT).matched_blocks == end
 
     def load(self, chain, floor):
         """Loads the chain's first blocks into engine blocks 8..11; how many of them are good."""
