@@ -1,8 +1,10 @@
 #include "kernels/codec_set.h"
 
+#include <cerrno>
 #include <cmath>
 #include <cstring>
 #include <fstream>
+#include <system_error>
 #include <utility>
 
 #include "absl/strings/escaping.h"
@@ -261,7 +263,9 @@ class CodecSetParser {
 
 absl::StatusOr<std::shared_ptr<const CodecSet>> CodecSet::Load(const std::string& path) {
   std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file) return absl::NotFoundError(absl::StrCat("codec set: cannot open ", path));
+  if (!file)
+    return absl::NotFoundError(absl::StrCat("codec set: cannot open ", path, ": ",
+                                            std::generic_category().message(errno)));
   const std::streamoff size = file.tellg();
   if (size < 0 || size > kMaxFileBytes) {  // a directory opens, and has no size
     return absl::NotFoundError(absl::StrCat("codec set: ", path, " is no regular file"));

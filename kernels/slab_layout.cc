@@ -99,8 +99,8 @@ absl::Status SlabLayout::CheckKind(PageKind kind) const {
     return InvalidSlab("page kind", static_cast<uint8_t>(kind), "0..3");
   }
   if (!NeedsCodecSet(kind) || codec_set_ != nullptr) return absl::OkStatus();
-  return absl::FailedPreconditionError(absl::StrCat("slab: page kind ", static_cast<int>(kind),
-                                                    " needs a codec set, this codec has none"));
+  return absl::FailedPreconditionError(
+      "slab: compact and near-lossless need a codec set (codec_set_id), and there is none");
 }
 
 SlabHeader SlabLayout::MakeHeader(PageKind kind, const BlockId& id) const {

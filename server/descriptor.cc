@@ -34,7 +34,8 @@ std::vector<Field> FieldsOf(const Descriptor& d) {
       Number("head_size", d.head_size),
       Number("dtype", static_cast<uint64_t>(WireNumber(d.dtype))),
       Text("rope", d.rope),
-      {"codec_set_id", d.codec_set_id, absl::BytesToHexString(d.codec_set_id)},
+      {"codec_set_id", d.codec_set_id,
+       d.codec_set_id.empty() ? "none" : absl::BytesToHexString(d.codec_set_id)},
   };
   for (const auto& [key, value] : d.extra) {
     fields.push_back(Text("extra key", key));

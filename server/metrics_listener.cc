@@ -14,8 +14,11 @@ absl::StatusOr<std::unique_ptr<MetricsListener>> MetricsListener::Start(const st
       std::shared_ptr<prometheus::Collectable>(metrics, [](prometheus::Collectable*) {});
   try {  // civetweb reports by exceptions; they end here
     listener->exposer_ = std::make_unique<prometheus::Exposer>(address);
-  } catch (const std::exception& e) {
-    return absl::UnavailableError(absl::StrCat("--metrics-listen = ", address, ": ", e.what()));
+  } catch (const std::exception&) {  // its text is about civetweb's own objects
+    return absl::UnavailableError(
+        absl::StrCat("--metrics-listen = ", address,
+                     ": cannot listen there: the port is taken, not ours to take, or the host is "
+                     "no address of this machine"));
   }
   listener->exposer_->RegisterCollectable(listener->metrics_);
   return listener;

@@ -2,9 +2,11 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <fstream>
 #include <map>
 #include <sstream>
+#include <system_error>
 #include <type_traits>
 #include <utility>
 
@@ -15,6 +17,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_replace.h"
+#include "absl/strings/strip.h"
 #include "kernels/base/status_macros.h"
 #include "server/byte_size.h"
 #include "server/host_port.h"
@@ -169,6 +172,13 @@ Values ReadEnvironment(absl::Span<const std::string> environment) {
   return values;
 }
 
+bool IsOption(const std::string& name) {
+  bool is = false;
+  Options options;
+  ForEachOption(options, [&](const char* known, const auto&, const char*) { is |= name == known; });
+  return is;
+}
+
 // Whether the option of that name may have several values.
 bool IsList(const std::string& option) {
   bool list = false;
@@ -179,35 +189,46 @@ bool IsList(const std::string& option) {
   return list;
 }
 
+absl::Status Refuse(absl::string_view option, absl::string_view value, absl::string_view allowed) {
+  return absl::InvalidArgumentError(absl::StrCat("--", option, " = ", value, ": ", allowed));
+}
+
+// One entry of the file of --config.
+absl::Status CheckConfigItem(const std::string& path, const CLI::ConfigItem& item,
+                             const Values& before) {
+  if (!item.parents.empty()) {
+    return Refuse("config", path, absl::StrCat("section [", item.parents[0], "] is not known"));
+  }
+  if (!IsOption(item.name)) {
+    return Refuse("config", path, absl::StrCat("'", item.name, "' is none of the options"));
+  }
+  if ((item.inputs.size() > 1 && !IsList(item.name)) || before.count(item.name) != 0) {
+    return Refuse("config", path,
+                  absl::StrCat(item.name, " = ", absl::StrJoin(item.inputs, ", "),
+                               ": given twice, or several values"));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<Values> ReadConfigFile(const std::string& path) {
   std::ifstream in(path, std::ios::binary | std::ios::ate);
-  if (!in) return absl::InvalidArgumentError(absl::StrCat("config: cannot open ", path));
+  if (!in) {
+    return Refuse("config", path,
+                  absl::StrCat("cannot be read: ", std::generic_category().message(errno)));
+  }
   int64_t bytes = in.tellg();
   if (bytes < 0 || bytes > kMaxConfigBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("config: ", path, " has ", bytes, " bytes, at most ", kMaxConfigBytes));
+    return Refuse("config", path, absl::StrCat("has ", bytes, " bytes, at most ", kMaxConfigBytes));
   }
   in.seekg(0);
   Values values;
   try {  // CLI11 reports by exceptions; they end here
     for (CLI::ConfigItem& item : CLI::ConfigTOML().from_config(in)) {
-      if (!item.parents.empty()) {
-        return absl::InvalidArgumentError(
-            absl::StrCat("config: ", path, ": section [", item.parents[0], "] is not known"));
-      }
-      if ((item.inputs.size() > 1 && !IsList(item.name)) || values.count(item.name) != 0) {
-        return absl::InvalidArgumentError(absl::StrCat("config: ", path, ": ", item.name, " = ",
-                                                       absl::StrJoin(item.inputs, ", "),
-                                                       ": given twice, or several values"));
-      }
+      FQ_RETURN_IF_ERROR(CheckConfigItem(path, item, values));
       values.emplace(item.name, std::move(item.inputs));
     }
   } catch (const CLI::Error& e) {
-    return absl::InvalidArgumentError(absl::StrCat("config: ", path, ": ", e.what()));
-  }
-  if (values.count("config") != 0) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("config: ", path, ": config is not allowed here"));
+    return Refuse("config", path, e.what());
   }
   return values;
 }
@@ -271,14 +292,13 @@ absl::Status Parse(CLI::App& app, absl::Span<const std::string> merged, CommandL
   } catch (const CLI::CallForVersion&) {
     result.action = CommandLine::Action::kPrintText;
     result.text = absl::StrCat("flashquantd ", FQ_VERSION, "\n");
+  } catch (const CLI::ConversionError& e) {  // "Could not convert: --workers = -1"
+    return absl::InvalidArgumentError(absl::StrCat(
+        absl::StripPrefix(e.what(), "Could not convert: "), ": must be a number >= 0"));
   } catch (const CLI::ParseError& e) {
     return absl::InvalidArgumentError(e.what());
   }
   return absl::OkStatus();
-}
-
-absl::Status Refuse(absl::string_view option, absl::string_view value, absl::string_view allowed) {
-  return absl::InvalidArgumentError(absl::StrCat("--", option, " = ", value, ": ", allowed));
 }
 
 template <typename T>
@@ -352,6 +372,9 @@ absl::Status CheckNetwork(const Options& o) {
   }
   if (!o.tls_client_ca.empty() && o.tls_cert.empty()) {
     return Refuse("tls-client-ca", o.tls_client_ca, "needs --tls-cert and --tls-key");
+  }
+  if (!o.tls_cert.empty() && o.listen.empty()) {
+    return Refuse("tls-cert", o.tls_cert, "needs --listen");
   }
   if (!o.listen.empty()) {
     FQ_ASSIGN_OR_RETURN(HostPort at, ParseHostPort("listen", o.listen));
@@ -442,6 +465,11 @@ absl::StatusOr<CommandLine> ParseCommandLine(absl::Span<const std::string> args,
   bool print_config = false;
   std::string config;  // read by MergeLayers
   app.set_version_flag("--version", "");
+  app.footer(
+      "A flag wins over the environment (in brackets), that over the file of --config.\n"
+      "Exit codes: 0 drained and stopped, 1 this machine does not give what is needed (the log "
+      "says\n"
+      "what), 2 an option does not fit.");
   app.add_flag("--print-config", print_config, "print the options in force and exit");
   app.add_option("--config", config, "file of `option = value` lines [FQ_CONFIG]")->take_last();
   ForEachOption(result.options, OptionAdder(app));

@@ -2,6 +2,7 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "server/segment_path.h"
 #include "server/socket_file.h"
@@ -10,6 +11,12 @@ namespace fq {
 namespace {
 
 constexpr Milliseconds kStopGrace{200};  // for session streams once the calls are done
+
+// Names the option: folder and sockets follow from it.
+absl::Status OfSocket(const Options& options, const absl::Status& status) {
+  if (status.ok()) return status;
+  return {status.code(), absl::StrCat("--socket = ", options.socket, ": ", status.message())};
+}
 
 }  // namespace
 
@@ -26,16 +33,16 @@ absl::Status Server::StartListeners() {
     FQ_ASSIGN_OR_RETURN(metrics_,
                         MetricsListener::Start(options.metrics_listen, &node_->metrics()));
   }
-  const std::string segment_path = SegmentSocketPath(options.socket);
   if (!options.socket.empty()) {
-    FQ_RETURN_IF_ERROR(PrepareSocketPath(options.socket));
-    FQ_RETURN_IF_ERROR(PrepareSocketPath(segment_path));
-    FQ_ASSIGN_OR_RETURN(
-        segment_socket_,
-        SegmentSocket::Start({segment_path, SocketModeBits(options), &node_->sessions(),
-                              &node_->metrics(), node_->device()}));
+    const std::string segment_path = SegmentSocketPath(options.socket);
     const std::string call_path = CallSocketPath(options.socket);
-    FQ_RETURN_IF_ERROR(PrepareSocketPath(call_path));
+    for (const std::string& path : {options.socket, segment_path, call_path}) {
+      FQ_RETURN_IF_ERROR(OfSocket(options, PrepareSocketPath(path)));
+    }
+    auto segments = SegmentSocket::Start({segment_path, SocketModeBits(options), &node_->sessions(),
+                                          &node_->metrics(), node_->device()});
+    FQ_RETURN_IF_ERROR(OfSocket(options, segments.status()));
+    segment_socket_ = *std::move(segments);
     FQ_ASSIGN_OR_RETURN(call_socket_, CallSocket::Start(node_.get(), call_path));
   }
   FQ_ASSIGN_OR_RETURN(grpc_, GrpcServer::Start(node_.get()));

@@ -1,7 +1,10 @@
 #include "server/connections/tls.h"
 
 #include <openssl/err.h>
+#include <openssl/x509err.h>
 #include <openssl/x509v3.h>
+
+#include <system_error>
 
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
@@ -11,11 +14,36 @@ namespace {
 
 constexpr unsigned char kHttp2[] = {2, 'h', '2'};  // as ALPN writes it
 
-absl::Status Refused(absl::string_view option, const std::string& path) {
-  const char* reason = ERR_reason_error_string(ERR_peek_last_error());
+// The first error is the cause; those behind it say which layers it went through.
+std::string FirstReason() {
+  const unsigned long error = ERR_peek_error();  // NOLINT(google-runtime-int): OpenSSL's type
   ERR_clear_error();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "--", option, " = ", path, ": cannot be read: ", reason == nullptr ? "not PEM" : reason));
+  if (ERR_SYSTEM_ERROR(error)) return std::generic_category().message(ERR_GET_REASON(error));
+  const char* reason = ERR_reason_error_string(error);
+  return reason == nullptr ? "not PEM" : reason;
+}
+
+absl::Status Refused(absl::string_view option, const std::string& path) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("--", option, " = ", path, ": cannot be read: ", FirstReason()));
+}
+
+// `prefix` is "" or "fetch-".
+absl::Status UseCertificate(SSL_CTX* context, absl::string_view prefix, const TlsFiles& files) {
+  if (SSL_CTX_use_certificate_chain_file(context, files.cert.c_str()) != 1) {
+    return Refused(absl::StrCat(prefix, "tls-cert"), files.cert);
+  }
+  if (SSL_CTX_use_PrivateKey_file(context, files.key.c_str(), SSL_FILETYPE_PEM) == 1) {
+    return absl::OkStatus();
+  }
+  const int reason = ERR_GET_REASON(ERR_peek_error());
+  if (reason != X509_R_KEY_VALUES_MISMATCH && reason != X509_R_KEY_TYPE_MISMATCH) {
+    return Refused(absl::StrCat(prefix, "tls-key"), files.key);
+  }
+  ERR_clear_error();
+  return absl::InvalidArgumentError(absl::StrCat("--", prefix, "tls-key = ", files.key,
+                                                 ": is not the key of --", prefix,
+                                                 "tls-cert = ", files.cert));
 }
 
 int ChooseHttp2(SSL*, const unsigned char** chosen, unsigned char* chosen_bytes,
@@ -76,12 +104,7 @@ absl::StatusOr<std::unique_ptr<TlsContext>> TlsContext::Load(const TlsFiles& fil
   Context context(SSL_CTX_new(TLS_server_method()), SSL_CTX_free);
   if (context == nullptr) return absl::InternalError("OpenSSL makes no context");
   SetRules(context.get());
-  if (SSL_CTX_use_certificate_chain_file(context.get(), files.cert.c_str()) != 1) {
-    return Refused("tls-cert", files.cert);
-  }
-  if (SSL_CTX_use_PrivateKey_file(context.get(), files.key.c_str(), SSL_FILETYPE_PEM) != 1) {
-    return Refused("tls-key", files.key);
-  }
+  FQ_RETURN_IF_ERROR(UseCertificate(context.get(), "", files));
   if (!files.client_ca.empty()) {
     STACK_OF(X509_NAME)* names = SSL_load_client_CA_file(files.client_ca.c_str());
     if (names == nullptr || SSL_CTX_load_verify_file(context.get(), files.client_ca.c_str()) != 1) {
@@ -103,14 +126,7 @@ absl::Status CheckFetchTls(const TlsFiles& files) {
       SSL_CTX_load_verify_file(context.get(), files.client_ca.c_str()) != 1) {
     return Refused("fetch-tls-ca", files.client_ca);
   }
-  if (files.cert.empty()) return absl::OkStatus();
-  if (SSL_CTX_use_certificate_chain_file(context.get(), files.cert.c_str()) != 1) {
-    return Refused("fetch-tls-cert", files.cert);
-  }
-  if (SSL_CTX_use_PrivateKey_file(context.get(), files.key.c_str(), SSL_FILETYPE_PEM) != 1) {
-    return Refused("fetch-tls-key", files.key);
-  }
-  return absl::OkStatus();
+  return files.cert.empty() ? absl::OkStatus() : UseCertificate(context.get(), "fetch-", files);
 }
 
 absl::StatusOr<std::unique_ptr<SSL, decltype(&SSL_free)>> TlsContext::Accept(int fd) const {

@@ -61,6 +61,7 @@ TEST(Descriptor, AnyFieldChanged_IsNamedWithBothValues) {
       {"rope", "'r'", "'q'", [](Descriptor& d) { d.rope = "q"; }},
       {"codec_set_id", "0101", "0202",
        [](Descriptor& d) { d.codec_set_id = std::string(32, '\2'); }},
+      {"codec_set_id", "0101", "none", [](Descriptor& d) { d.codec_set_id.clear(); }},
       {"extra key", "'k'", "'l'",
        [](Descriptor& d) {
          d.extra = {{"l", "v"}};

@@ -118,7 +118,8 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{{"--quality-drift-ratio=10.5"}, {"quality-drift-ratio", "10.5", "10"}},
         Refused{{"--quality-drift-ratio=nan"}, {"quality-drift-ratio", "nan"}},
         Refused{{"--workers=1025"}, {"workers", "1025", "1024"}},
-        Refused{{"--workers=-1"}, {"workers", "-1"}}, Refused{{"--workers=x"}, {"workers", "x"}},
+        Refused{{"--workers=-1"}, {"workers", "-1", "number >= 0"}},
+        Refused{{"--workers=x"}, {"workers", "x", "number >= 0"}},
         Refused{{"--workers"}, {"workers"}},
         Refused{{"--queue-depth=0"}, {"queue-depth", "0", "1"}},
         Refused{{"--max-sessions=0"}, {"max-sessions", "0", "1"}},
@@ -143,6 +144,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{{"--listen=0.0.0.0:1"}, {"listen", "0.0.0.0:1", "tls-cert", "plaintext"}},
         Refused{{"--listen=1"}, {"listen", "1", "host:port"}},
         Refused{{"--tls-cert=c"}, {"tls-cert", "c", "tls-key"}},
+        Refused{{"--tls-cert=c", "--tls-key=k"}, {"tls-cert", "c", "needs --listen"}},
         Refused{{"--tls-key=k"}, {"tls-key", "k", "tls-cert"}},
         Refused{{"--tls-client-ca=a"}, {"tls-client-ca", "a", "tls-cert"}},
         Refused{{"--fetch-from=10.0.0.2:7600"}, {"fetch-from", "10.0.0.2:7600", "fetch-tls-ca"}},
@@ -152,7 +154,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{{"--max-fetches=0"}, {"max-fetches", "0", "1..64"}},
         Refused{{"--max-fetches=65"}, {"max-fetches", "65", "1..64"}},
         Refused{{"--trusted-node=node-b"}, {"trusted-node", "node-b", "tls-client-ca"}},
-        Refused{{"--tls-cert=c", "--tls-key=k", "--tls-client-ca=a",
+        Refused{{"--listen=127.0.0.1:1", "--tls-cert=c", "--tls-key=k", "--tls-client-ca=a",
                  "--trusted-node=" + std::string(257, 'n')},
                 {"trusted-node", "257", "256"}},
         Refused{{"--metrics-listen=x"}, {"metrics-listen", "x", "host:port"}},
@@ -161,7 +163,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{{"--log-level=loud"}, {"log-level", "loud", "debug"}},
         Refused{{"--log-format=xml"}, {"log-format", "xml", "json"}},
         Refused{{"--unknown=1"}, {"unknown"}}, Refused{{"stray"}, {"stray"}},
-        Refused{{"--config=/nowhere"}, {"config", "/nowhere"}}));
+        Refused{{"--config=/nowhere"}, {"--config = /nowhere", "No such file"}}));
 
 TEST(Options, BadFiles_AreRefusedWithTheirPath) {
   const TempFolder folder;
@@ -172,6 +174,18 @@ TEST(Options, BadFiles_AreRefusedWithTheirPath) {
     const auto line = ParseCommandLine({"--config=" + WriteFile(folder, text)}, {});
     ASSERT_FALSE(line.ok()) << text.substr(0, 80);
     EXPECT_EQ(line.status().code(), absl::StatusCode::kInvalidArgument);
+  }
+}
+
+// The spelling of the environment is the likely slip.
+TEST(Options, UnknownNameInAFile_IsNamedWithTheFile) {
+  const TempFolder folder;
+  for (const char* text : {"host_bytes = 1GiB\n", "host-bytes 1GiB\n"}) {
+    const std::string path = WriteFile(folder, text);
+    const auto line = ParseCommandLine({"--config=" + path}, {});
+    EXPECT_NE(line.status().message().find("--config = " + path + ": 'host"),
+              absl::string_view::npos)
+        << line.status();
   }
 }
 

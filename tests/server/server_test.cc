@@ -37,8 +37,11 @@ TEST(Server, SecondOnTheSocket_IsRefusedAndTheFirstGoesOn) {
   RunningNode node;
   NodeParts parts;
   parts.log = &node.node().log();
-  EXPECT_EQ(Server::Start(node.options(), std::move(parts)).status().code(),
-            absl::StatusCode::kAlreadyExists);
+  const absl::Status second = Server::Start(node.options(), std::move(parts)).status();
+  EXPECT_EQ(second.code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_NE(second.message().find("--socket = " + node.options().socket + ": "),
+            absl::string_view::npos)
+      << second;
   EXPECT_TRUE(TestClient(node).opened().ok());
 }
 

@@ -4,6 +4,7 @@
 
 #include <fstream>
 
+#include "absl/strings/str_replace.h"
 #include "tests/server/connections/tls_client.h"
 #include "tests/testing/running_node.h"
 #include "tests/testing/test_certificate.h"
@@ -18,15 +19,20 @@ TEST(Tls, BadFile_IsRefusedWithOptionAndPath) {
   const std::string bad = folder.path() + "/bad";
   std::ofstream(bad) << "not PEM";
   const std::pair<TlsFiles, std::string> rows[] = {
-      {{bad, good.key, ""}, "--tls-cert = " + bad},
-      {{"/nowhere.pem", good.key, ""}, "--tls-cert = /nowhere.pem"},
-      {{good.cert, bad, ""}, "--tls-key = " + bad},
-      {{good.cert, other.key, ""}, "--tls-key = " + other.key},
-      {{good.cert, good.key, bad}, "--tls-client-ca = " + bad}};
+      {{bad, good.key, ""}, "tls-cert = " + bad + ": cannot be read: no start line"},
+      {{"/nowhere.pem", good.key, ""},
+       "tls-cert = /nowhere.pem: cannot be read: No such file or directory"},
+      {{good.cert, bad, ""}, "tls-key = " + bad + ": cannot be read: "},
+      {{good.cert, other.key, ""}, "tls-key = " + other.key + ": is not the key of --"},
+      {{good.cert, good.key, bad}, "tls-ca = " + bad + ": cannot be read: "}};
   for (const auto& [files, text] : rows) {
     const auto context = TlsContext::Load(files);
     EXPECT_EQ(context.status().code(), absl::StatusCode::kInvalidArgument) << text;
-    EXPECT_NE(context.status().message().find(text), absl::string_view::npos) << context.status();
+    const absl::Status fetch = CheckFetchTls(files);
+    EXPECT_EQ(fetch.code(), absl::StatusCode::kInvalidArgument) << text;
+    const std::string here = "--" + absl::StrReplaceAll(text, {{"tls-ca", "tls-client-ca"}});
+    EXPECT_NE(context.status().message().find(here), absl::string_view::npos) << context.status();
+    EXPECT_NE(fetch.message().find("--fetch-" + text), absl::string_view::npos) << fetch;
   }
   EXPECT_TRUE(TlsContext::Load({good.cert, good.key, good.cert}).ok());
 }
