@@ -10,6 +10,8 @@
 namespace fq::cli {
 namespace {
 
+constexpr uint64_t kFewest = 8;  // QualityWindow::kFewest of the node: no drift before
+
 struct NamespaceFlags {
   std::string name;
   bool yes = false;
@@ -44,6 +46,7 @@ Json QualityJson(const client::NamespaceInfo& info) {
     const char* state = !info.has_expected_error ? "no expectation in the codec set"
                         : one.samples == 0       ? "no sample yet"
                         : one.drift              ? "drift"
+                        : one.samples < kFewest  ? "too few samples to tell"
                                                  : "as calibrated";
     result[one.profile] = {{"state", state},
                            {"error_ratio", one.samples == 0 ? Json() : Json(one.error_ratio)},

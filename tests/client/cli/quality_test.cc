@@ -176,7 +176,10 @@ TEST_F(QualityTest, NamespaceShow_LossMeasurementAndStateAsTextAndJson) {
   const auto before = Fqctl({"namespace", "show", "t"});
   EXPECT_EQ(before["quality"]["compact"]["state"], "no sample yet");
   EXPECT_TRUE(before["quality"]["compact"]["error_ratio"].is_null());
-  Store("compact", 40, [](float value, size_t) { return 4 * value; });
+  Store("compact", 7, [](float value, size_t) { return 4 * value; });
+  EXPECT_EQ(Fqctl({"namespace", "show", "t"})["quality"]["compact"]["state"],
+            "too few samples to tell");
+  Store("compact", 33, [](float value, size_t) { return 4 * value; });
   const auto shown = Fqctl({"namespace", "show", "t"});
   EXPECT_EQ(shown["quality"]["compact"]["state"], "drift");
   EXPECT_EQ(shown["quality"]["compact"]["drift"], true);
