@@ -107,8 +107,14 @@ def test_descriptor_is_taken_from_the_node(node, pages):
 
 
 def test_bench_counts_and_cleans_up(node):
-    result = fqctl("-o", "json", "bench", "--help", endpoint=node.endpoint)
-    assert result.returncode == OK and "--keep" in result.stdout
+    sizes = ["--namespace=tests/bench", "--calls=3", "--blocks-per-call=2"]
+    by_name = {row["operation"]: row for row in answer(node, "bench", *sizes)}
+    assert {name: row["calls"] for name, row in by_name.items()} == {
+        "store": 3, "lookup": 3, "load": 3}
+    assert by_name["load"]["raw_bytes"] == by_name["store"]["raw_bytes"] > 0
+    assert answer(node, "namespace", "show", "tests/bench")["blocks"] == 0
+    answer(node, "bench", *sizes, "--keep")
+    assert answer(node, "namespace", "show", "tests/bench")["blocks"] == 6
 
 
 @pytest.mark.parametrize("args, code, parts", [
@@ -116,7 +122,7 @@ def test_bench_counts_and_cleans_up(node):
     (["namespace", "show", "tests/none"], NOT_FOUND, ["tests/none"]),
     (["lookup", "--namespace=tests/none", "--blocks=1"], NOT_FOUND, ["tests/none"]),
     (["put", *PREFIX, "--profile=compact", "--file={pages}"], PRECONDITION, ["codec set"]),
-    (["put", *PREFIX, "--profile=exact", "--file=/nowhere"], DATA, ["/nowhere"]),
+    (["put", *PREFIX, "--profile=exact", "--file=/nowhere"], USAGE, ["--file", "/nowhere"]),
     (["put", *PREFIX, "--profile=best", "--file={pages}"], USAGE, ["best"]),
     (["put", *WHERE, "--blocks=3", "--profile=exact", "--file={pages}"], USAGE,
      [str(4 * BLOCK_BYTES), str(3 * BLOCK_BYTES)]),
