@@ -144,32 +144,47 @@ FQ_DEVICE void ApplyUnits(const std::byte* record, int part, Sums<kHeadSize>& su
   }
 }
 
-FQ_DEVICE void FillScores(float2 start, float (&scores)[kTiles][4]) {
+// What the accumulators of the scores of a page start at. Four registers of their own: out of two,
+// the compiler makes four anew for each tile. From sm_100 on it has no registers for that beside
+// refinements. `zero` = AttendParams::zero.
+FQ_DEVICE float4 StartOf(const Softmax& softmax, uint32_t zero) {
+  const float2 start = softmax.Start();
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+  return make_float4(start.x, start.y, start.x, start.y);
+#else
+  const float nothing = __uint_as_float(zero);
+  return make_float4(start.x, start.y, start.x + nothing, start.y + nothing);
+#endif
+}
+
+FQ_DEVICE void FillScores(float4 start, float (&scores)[kTiles][4]) {
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
-    scores[j][0] = scores[j][2] = start.x;
-    scores[j][1] = scores[j][3] = start.y;
+    scores[j][0] = start.x;
+    scores[j][1] = start.y;
+    scores[j][2] = start.z;
+    scores[j][3] = start.w;
   }
 }
 
 // scores = start (kFirst), or themselves, + an MMA step of every tile.
 template <bool kFirst>
-FQ_DEVICE void MultiplyTiles(const uint32_t (&a)[kTiles][4], uint32_t b0, uint32_t b1, float2 start,
+FQ_DEVICE void MultiplyTiles(const uint32_t (&a)[kTiles][4], uint32_t b0, uint32_t b1, float4 start,
                              float (&scores)[kTiles][4]) {
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
     if constexpr (kFirst) {
-      MultiplyFrom(scores[j], start.x, start.y, a[j], b0, b1);
+      MultiplyFrom(scores[j], start, a[j], b0, b1);
     } else {
       Multiply<false>(scores[j], a[j], b0, b1);
     }
   }
 }
 
-// Scores of the 64 tokens of a page.
+// Scores of the 64 tokens of a page. `remainder`: what is in AttendQueryLayout::First alone.
 template <typename Side, int kHeadSize>
-FQ_DEVICE void ScorePage(const Side& keys, const QueryRegisters<kHeadSize>& q, LaneColumns lane,
-                         float2 start, float (&scores)[kTiles][4]) {
+FQ_DEVICE void ScorePage(const Side& keys, const QueryRegisters<kHeadSize>& q, uint2 remainder,
+                         LaneColumns lane, float4 start, float (&scores)[kTiles][4]) {
   constexpr int kFirst = Side::FirstStep();
   if constexpr (kFirst < 0) FillScores(start, scores);
   StaticFor<0, kHeadSize / 16>([&](auto step) {
@@ -178,6 +193,7 @@ FQ_DEVICE void ScorePage(const Side& keys, const QueryRegisters<kHeadSize>& q, L
       uint32_t a[kTiles][4];
       keys.template Decode<s>(lane, a);
       MultiplyTiles<s == kFirst>(a, q.b[s][0], q.b[s][1], start, scores);
+      if constexpr (s == 0) MultiplyTiles<false>(a, remainder.x, remainder.y, start, scores);
     }
   });
 }
@@ -203,6 +219,9 @@ FQ_DEVICE void AddValues(const Side& values, const uint32_t (&weights)[kTiles][2
 FQ_DEVICE const std::byte* PageAt(const std::byte* origin, uint32_t entry) {
   return Advance<64>(origin, entry);
 }
+
+// Of 64 times the tokens behind a page, plus its first token that counts: the sign and that token.
+inline constexpr uint32_t kNotWholePage = 0x8000003Fu;
 
 // Scores of tokens outside [begin, end) of the page become minus infinity.
 FQ_DEVICE void MaskKeys(float (&scores)[kTiles][4], int begin, int end) {
@@ -233,7 +252,7 @@ FQ_DEVICE void PackKeyWeights(const float (&weights)[kTiles][4], int tile, uint3
 template <typename Profile, int kHeadSize>
 FQ_DEVICE void AttendBase(const AttendParams& params, const AttendPiece& piece, Softmax& softmax,
                           Sums<kHeadSize>& sums) {
-  const LaneColumns lane = ColumnsOfLane();
+  const LaneColumns lane = KeptColumnsOfLane();
   const std::byte* queries = QueriesOf<kHeadSize>(params, piece);
   const int lane_index = static_cast<int>(threadIdx.x & 31);
   using K = typename Profile::K;
@@ -253,28 +272,34 @@ FQ_DEVICE void AttendBase(const AttendParams& params, const AttendPiece& piece, 
   keys.LoadAll(page, lane_index, true);
   QueryRegisters<kHeadSize> q;
   q.Load(queries + kLayout.Coded(0), lane_index);
+  const uint2 remainder = LoadNow2(queries + kLayout.First() + 16 * lane_index + 8);
   softmax.Shift(LoadBias<kHeadSize>(queries, 1), -1.0f);
-  const int masked_first = piece.token_begin > 0 ? 0 : -1;
-  const int masked_last = piece.token_end < 64 * (last + 1) ? last : -1;
-#pragma unroll 1
-  for (int i = 0; i <= last; ++i) {
+  // 64 times the tokens that are left behind this page, and the first token of it that counts.
+  int left = piece.token_begin + 64 * (piece.token_end - 64);
+  int i = 0;
+  bool more;
+  do {
+    more = left >= 64;
     values.LoadAll(page, LaneAfter(lane_index, keys.words[0], params.zero), true);
     if (kPrefetch && lane_index == 0) PrefetchToL2(PageAt(origin, behind), kBytes);
     float scores[kTiles][4];
-    ScorePage(keys, q, lane, softmax.Start(), scores);
-    if (i == masked_first || i == masked_last) {
-      MaskKeys(scores, piece.token_begin - 64 * i, piece.token_end - 64 * i);
+    ScorePage(keys, q, remainder, lane, StartOf(softmax, params.zero), scores);
+    if ((left & kNotWholePage) != 0) {
+      MaskKeys(scores, left & 63, (left >> 6) + 64);
+      left &= ~63;
     }
     softmax.Weigh(scores, [&](float c0, float c1) { sums.Scale(c0, c1); });
     uint32_t weights[kTiles][2];
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) PackKeyWeights(scores, j, weights[j]);
     page = PageAt(origin, next);
-    keys.LoadAll(page, LaneAfter(lane_index, values.words[0], params.zero), i < last);
+    keys.LoadAll(page, LaneAfter(lane_index, values.words[0], params.zero), more);
     next = kPrefetch ? behind : PageEntry(table, min(i + 2, last));
     if (kPrefetch) behind = PageEntry(table, min(i + 3, last));
     AddValues(values, weights, lane, sums);
-  }
+    left -= 64 * 64;
+    ++i;
+  } while (more);
   softmax.Shift(LoadBias<kHeadSize>(QueriesOf<kHeadSize>(params, piece), 1), 1.0f);
   ApplyUnits(params.records[blockIdx.x], 0, sums);
 }

@@ -89,9 +89,10 @@ absl::Status LaunchAttend(const AttendKernel& kernel, const AttendWorkspace& wor
   params.pool = inputs.pool;
   params.pages = inputs.pages;
   params.refinements = inputs.refinements;
+  params.scale = inputs.scale * kLog2E;
   if (steps & kAttendQueries) {
     const QueryParams query = {workspace.task_infos(), workspace.tasks(), inputs.q,
-                               workspace.queries(), inputs.scale * kLog2E};
+                               workspace.queries(), params.scale};
     FQ_RETURN_IF_ERROR(LaunchKernel(
         {edges.prepare, QueryBlocks(d, workspace.tasks()), kQueryThreads, 0, true}, query, stream));
   }

@@ -53,13 +53,16 @@ struct AttendQueryLayout {
   }
   // FP16 [8][d], coded domain, times scale * log2(e): for base, and for refinement (times sd).
   FQ_HD constexpr int Coded(int part) const { return part * Rows(); }
-  // Element type [8][d]: the rows themselves, times scale * log2(e).
+  // Element type [8][d]: the rows themselves.
   FQ_HD constexpr int Plain() const { return 2 * Rows(); }
   // f32[d / 16][8], what to add to a score, in shares: of base pages alone, of base and refinement.
   FQ_HD constexpr int Bias(int parts) const {
     return 3 * Rows() + (parts - 1) * head_size / 16 * kAttendRows * 4;
   }
-  FQ_HD constexpr int Bytes() const { return Bias(3); }
+  // FP16 [8][32]: the first 16 components of Coded(0), and what rounding to FP16 took from them.
+  // Most of a score comes from these components, and so would most of its error (DECISIONS.md).
+  FQ_HD constexpr int First() const { return Bias(3); }
+  FQ_HD constexpr int Bytes() const { return First() + 512; }
 };
 
 struct AttendParams {
@@ -72,6 +75,7 @@ struct AttendParams {
   float* values;                    // [slots][d / 16][32][4] sums of weight * value
   float* stats;                     // [slots][8][2] maximum (log2), sum of weights
   uint32_t zero;                    // 0; the compiler must not know (LaneAfter)
+  float scale;                      // softmax scale * log2(e), for rows that are not coded
 };
 
 // A task as the kernels before and after attention see it. Its partial results are neighbours:

@@ -13,8 +13,9 @@ struct ExactTile {
   static constexpr bool kBf16 = kIsBf16;
   const std::byte* keys;  // row 0 of the tile
   const std::byte* values;
+  float scale;  // of scores
 
-  FQ_DEVICE static float KeyScale(int) { return 1.0f; }
+  FQ_DEVICE float KeyScale(int) const { return scale; }
   FQ_DEVICE static float ValueScale(int) { return 1.0f; }
   // Elements 2 column, 2 column + 1 of a row.
   FQ_DEVICE uint32_t Pair(const std::byte* rows, int row, int column) const {
@@ -29,11 +30,12 @@ template <int kHeadSize>
 struct SinkTile {
   static constexpr bool kBf16 = false;
   const std::byte* record;
+  float scale;  // of scores
 
   FQ_DEVICE float Scale(int row) const {
     return reinterpret_cast<const float*>(record + 32 * kHeadSize)[row];
   }
-  FQ_DEVICE float KeyScale(int row) const { return Scale(row); }
+  FQ_DEVICE float KeyScale(int row) const { return Scale(row) * scale; }
   FQ_DEVICE float ValueScale(int row) const { return Scale(16 + row); }
   FQ_DEVICE uint32_t Pair(int row, int column) const {
     const char2 pair = reinterpret_cast<const char2*>(record + row * kHeadSize)[column];
@@ -90,7 +92,7 @@ FQ_DEVICE void AttendExact(const AttendParams& params, const AttendPiece& piece,
     const std::byte* page =
         PageAt(params.pool + piece.offset, PageEntry(params.pages + piece.table_begin, first / 64));
     const std::byte* keys = page + first % 64 / 16 * kTileBytes;
-    const ExactTile<kHeadSize, kBf16> tile{keys, keys + 4 * kTileBytes};
+    const ExactTile<kHeadSize, kBf16> tile{keys, keys + 4 * kTileBytes, params.scale};
     AttendTile<kHeadSize>(tile, q, piece.token_begin - first, piece.token_end - first, softmax,
                           sums);
   }
@@ -114,7 +116,8 @@ FQ_DEVICE void AttendSink(const AttendParams& params, const AttendPiece& piece, 
     }
   }
   const SinkTile<kHeadSize> tile{
-      PageAt(params.pool + piece.offset, PageEntry(params.pages + piece.table_begin, 0))};
+      PageAt(params.pool + piece.offset, PageEntry(params.pages + piece.table_begin, 0)),
+      params.scale};
   AttendTile<kHeadSize>(tile, q, piece.token_begin, piece.token_end, softmax, sums);
 }
 

@@ -104,13 +104,14 @@ FQ_DEVICE void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint
   }
 }
 
-// d = A B + (c0, c1) in every row: the accumulators need no instruction of their own to start.
-FQ_DEVICE void MultiplyFrom(float (&d)[4], float c0, float c1, const uint32_t (&a)[4], uint32_t b0,
+// d = A B + c: the accumulators need no instruction of their own to start.
+FQ_DEVICE void MultiplyFrom(float (&d)[4], float4 c, const uint32_t (&a)[4], uint32_t b0,
                             uint32_t b1) {
   asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%10,%11,%10,%11};"
+      "{%10,%11,%12,%13};"
       : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c0), "f"(c1));
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c.x), "f"(c.y), "f"(c.z),
+        "f"(c.w));
 }
 
 // base + count * kSize in one instruction.
@@ -186,6 +187,12 @@ FQ_DEVICE uint32_t LoadNow(const void* address) {
   uint32_t word;
   asm volatile("ld.global.b32 %0, [%1];" : "=r"(word) : "l"(address));
   return word;
+}
+
+FQ_DEVICE uint2 LoadNow2(const void* address) {
+  uint2 words;
+  asm volatile("ld.global.v2.b32 {%0,%1}, [%2];" : "=r"(words.x), "=r"(words.y) : "l"(address));
+  return words;
 }
 
 FQ_DEVICE uint4 LoadNow4(const void* address) {

@@ -52,11 +52,14 @@ class QueryShare {
   // What the codec set says: this may be read while the kernel before still runs.
   FQ_DEVICE void LoadConstants() {
     if (task_.record == nullptr) return;
-    const uint4* fragments =
-        reinterpret_cast<const uint4*>(task_.record + Tables().QueryFragments()) +
-        share_ * kSteps * 32 + (threadIdx.x & 31);
+    const uint4* fragments = MatrixWords(Tables().QueryFragments()) + share_ * kSteps * 32;
 #pragma unroll
     for (int s = 0; s < kSteps; ++s) matrix_[s] = fragments[32 * s];
+    if (kRemainderAhead && share_ == 0) {
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s)
+        remainder_[s] = MatrixWords(Tables().QueryRemainder())[32 * s];
+    }
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       mu_[i] = reinterpret_cast<const float2*>(Vector(Tables().Mu(0)))[t_ + 4 * i];
@@ -80,9 +83,14 @@ class QueryShare {
     if (task_.record == nullptr) return;
     float c[2][4] = {};  // two sums, so that they need not wait for each other
 #pragma unroll
-    for (int s = 0; s < kSteps; ++s) {
-      const uint32_t a[4] = {matrix_[s].x, matrix_[s].y, matrix_[s].z, matrix_[s].w};
-      Multiply<false>(c[s % 2], a, Half(b[s][0]), Half(b[s][1]));
+    for (int s = 0; s < kSteps; ++s) MultiplyStep(matrix_[s], b[s], c[s % 2]);
+    if (share_ == 0) {
+#pragma unroll
+      for (int s = 0; s < kSteps; ++s) {
+        MultiplyStep(
+            kRemainderAhead ? remainder_[s] : MatrixWords(Tables().QueryRemainder())[32 * s], b[s],
+            c[s % 2]);
+      }
     }
 #pragma unroll
     for (int e = 0; e < 4; ++e) c[0][e] += c[1][e];
@@ -93,11 +101,21 @@ class QueryShare {
 
  private:
   static constexpr int kSteps = kHeadSize / 16;
+  // Whether there are registers to have the remainder of the matrix before the rows come.
+  static constexpr bool kRemainderAhead = kHeadSize <= 128;
   FQ_DEVICE static constexpr AttendQueryLayout Layout() { return {kHeadSize}; }
   FQ_DEVICE static constexpr TablesLayout Tables() { return {kHeadSize}; }
 
   FQ_DEVICE const float* Vector(int offset) const {
     return reinterpret_cast<const float*>(task_.record + offset) + 16 * share_;
+  }
+  // This lane's words of A fragments; those of the next step are 32 further on.
+  FQ_DEVICE const uint4* MatrixWords(int offset) const {
+    return reinterpret_cast<const uint4*>(task_.record + offset) + (threadIdx.x & 31);
+  }
+  FQ_DEVICE static void MultiplyStep(const uint4& matrix, const uint32_t (&b)[2], float (&c)[4]) {
+    const uint32_t a[4] = {matrix.x, matrix.y, matrix.z, matrix.w};
+    Multiply<false>(c, a, Half(b[0]), Half(b[1]));
   }
   FQ_DEVICE static uint32_t Half(uint32_t pair) {
     if constexpr (!kBf16) return pair;
@@ -110,14 +128,11 @@ class QueryShare {
            share_ % 2 * 2;
   }
 
-  // The rows as they are, scaled.
+  // The rows as they are.
   FQ_DEVICE void StorePlain(const uint32_t (&own)[2]) {
     uint32_t* to = Fragment(Layout().Plain());
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      const float2 pair = UnpackElements<kBf16>(own[i]);
-      to[i] = PackPair<kBf16>(pair.x * scale_, pair.y * scale_);
-    }
+    to[0] = own[0];
+    to[1] = own[1];
   }
 
   // This warp's share of q * mu, of rows 2t and 2t + 1.
@@ -142,9 +157,19 @@ class QueryShare {
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const float factor = scale_ * unit_[kPart][i];
-      const uint32_t pair = PackPair<false>(c[2 * i] * factor, c[2 * i + 1] * factor);
-      to[i] = Transpose(pair);
-      const float2 rounded = UnpackHalves(pair);
+      const float2 exact = make_float2(c[2 * i] * factor, c[2 * i + 1] * factor);
+      const uint32_t pair = PackPair<false>(exact.x, exact.y);
+      const uint32_t own = Transpose(pair);
+      to[i] = own;
+      float2 rounded = UnpackHalves(pair);
+      if (kPart == 0 && share_ == 0) {
+        const uint32_t rest = PackPair<false>(exact.x - rounded.x, exact.y - rounded.y);
+        Fragment(Layout().First())[i] = own;
+        Fragment(Layout().First())[2 + i] = Transpose(rest);
+        const float2 more = UnpackHalves(rest);
+        rounded.x += more.x;
+        rounded.y += more.y;
+      }
       sum.x -= 1152.0f * is_class8_[kPart][i] * rounded.x;
       sum.y -= 1152.0f * is_class8_[kPart][i] * rounded.y;
     }
@@ -165,7 +190,7 @@ class QueryShare {
   const int share_;
   const float scale_;
   std::byte* const to_;
-  uint4 matrix_[kSteps];
+  uint4 matrix_[kSteps], remainder_[kRemainderAhead ? kSteps : 1];
   float2 mu_[2];
   float unit_[2][2], is_class8_[2][2];  // of base and refinement, components g and g + 8
   const int g_ = static_cast<int>(threadIdx.x & 31) / 4, t_ = static_cast<int>(threadIdx.x & 3);

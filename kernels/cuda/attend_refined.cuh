@@ -7,10 +7,11 @@
 namespace fq {
 
 // Scores of the 64 tokens of a page: of their base, from `start`, or (kAdded) what the refinement
-// adds. `rows` gives the query rows of two MMA steps.
+// adds. `rows` gives the query rows of two MMA steps, `remainder` of the base what only
+// AttendQueryLayout::First has.
 template <bool kAdded, typename Side, typename Rows>
-FQ_DEVICE void ScorePart(const Side& keys, const Rows& rows, LaneColumns lane, float2 start,
-                         float (&scores)[kTiles][4]) {
+FQ_DEVICE void ScorePart(const Side& keys, const Rows& rows, uint2 remainder, LaneColumns lane,
+                         float4 start, float (&scores)[kTiles][4]) {
   constexpr int kFirst = kAdded ? -1 : Side::FirstStep();
   if constexpr (!kAdded && kFirst < 0) FillScores(start, scores);
   StaticFor<0, Side::kGroups / 4>([&](auto pair) {
@@ -23,6 +24,9 @@ FQ_DEVICE void ScorePart(const Side& keys, const Rows& rows, LaneColumns lane, f
           uint32_t a[kTiles][4];
           keys.template Decode<s>(lane, a);
           MultiplyTiles<s == kFirst>(a, s % 2 ? b.z : b.x, s % 2 ? b.w : b.y, start, scores);
+          if constexpr (s == 0 && !kAdded) {
+            MultiplyTiles<false>(a, remainder.x, remainder.y, start, scores);
+          }
         }
       });
     }
@@ -40,7 +44,7 @@ FQ_DEVICE void AddRefinedValues(const Side& values, const uint32_t (&weights)[kT
       uint32_t a[kTiles][4];
       values.template Decode<s>(lane, a);
       float part[4];
-      MultiplyFrom(part, 0.0f, 0.0f, a[0], weights[0][0], weights[0][1]);
+      MultiplyFrom(part, make_float4(0.0f, 0.0f, 0.0f, 0.0f), a[0], weights[0][0], weights[0][1]);
 #pragma unroll
       for (int j = 1; j < kTiles; ++j) Multiply<false>(part, a[j], weights[j][0], weights[j][1]);
       const uint2 ratio =
@@ -86,7 +90,8 @@ FQ_DEVICE void AttendRefined(const AttendParams& params, const AttendPiece& piec
   const auto refinement = [&](uint32_t entry) {
     return PageAt(params.pool, entry) + piece.refinement_offset;
   };
-  // Rows for the base stay in registers where there is room; otherwise they come from L1.
+  // Rows for the base stay in registers where there is room. At head size 128 there is none for the
+  // first 16 components: those come from L1, together with their remainder.
   constexpr bool kKept =
       kHeadSize < 128 ||
       (kHeadSize == 128 && K::Word(kGroups) + Profile::V::Word(kGroups) <= 40 &&
@@ -96,6 +101,8 @@ FQ_DEVICE void AttendRefined(const AttendParams& params, const AttendPiece& piec
     kept.Load(QueriesOf<kHeadSize>(params, piece) + kLayout.Coded(0), lane_index);
   }
   const uint32_t query = static_cast<uint32_t>(piece.task) * kLayout.Bytes() + 16 * lane_index;
+  const auto read_first = [&] { return LoadNow4(params.queries + query + kLayout.First()); };
+  const uint4 kept_first = kHeadSize < 128 ? read_first() : make_uint4(0, 0, 0, 0);
   int at = piece.table_begin;  // in the page tables
   uint32_t entry = PageEntry(params.pages, at), refined_entry = PageEntry(params.refinements, at);
   keys.LoadAll(page(entry), lane_index, true);
@@ -109,7 +116,8 @@ FQ_DEVICE void AttendRefined(const AttendParams& params, const AttendPiece& piec
     refined_keys.LoadAll(refinement(refined_entry), ready, true);
     values.LoadAll(page(entry), ready, true);
     float scores[kTiles][4];
-    const float2 start = softmax.Start();
+    const float4 start = StartOf(softmax, params.zero);
+    const uint4 first = kHeadSize < 128 ? kept_first : read_first();
     const auto read = [&](int part, int pair) {
       return LoadNow4(params.queries + query + kLayout.Coded(part) + 512 * pair);
     };
@@ -118,22 +126,24 @@ FQ_DEVICE void AttendRefined(const AttendParams& params, const AttendPiece& piec
         [&](auto pair) {
           constexpr int p = decltype(pair)::value;
           if constexpr (kKept) {
-            return make_uint4(kept.b[2 * p][0], kept.b[2 * p][1], kept.b[2 * p + 1][0],
+            return make_uint4(p == 0 ? first.x : kept.b[2 * p][0],
+                              p == 0 ? first.y : kept.b[2 * p][1], kept.b[2 * p + 1][0],
                               kept.b[2 * p + 1][1]);
           } else {
             return read(0, p);
           }
         },
-        lane, start, scores);
-    refined_values.LoadAll(refinement(refined_entry),
-                           LaneAfter(lane_index, refined_keys.words[0], params.zero), true);
+        make_uint2(first.z, first.w), lane, start, scores);
+    const uint32_t refined_now = refined_entry;
     at += more;
     entry = PageEntry(params.pages, at);
     refined_entry = PageEntry(params.refinements, at);
+    refined_values.LoadAll(refinement(refined_now),
+                           LaneAfter(lane_index, refined_keys.words[0], params.zero), true);
     ScorePart<true>(
-        refined_keys, [&](auto pair) { return read(1, decltype(pair)::value); }, lane, start,
-        scores);
-    if (span % 64 != 0 || span < 64 * 64) {
+        refined_keys, [&](auto pair) { return read(1, decltype(pair)::value); }, make_uint2(0, 0),
+        lane, start, scores);
+    if (((span - 64 * 64) & kNotWholePage) != 0) {
       MaskKeys(scores, static_cast<int>(span % 64), static_cast<int>(span / 64));
     }
     softmax.Weigh(scores, [&](float c0, float c1) { sums.Scale(c0, c1); });

@@ -28,8 +28,9 @@ class Softmax {
   FQ_DEVICE void Weigh(float (&scores)[kCount][4], const Rescale& rescale) {
     float weights[kCount][4], sum0 = 0.0f, sum1 = 0.0f;
     Raise<kCount>(scores, 0.0f, 0.0f, weights, &sum0, &sum1);
-    const bool started = Started();
-    if (__any_sync(~0u, !started || !(fmaxf(sum0, sum1) <= kLimit))) {  // or a new maximum
+    // No `&&`: behind a branch the compiler adds the weights up a second time.
+    const bool started = Started(), fits = started & (fmaxf(sum0, sum1) <= kLimit);
+    if (__any_sync(~0u, !fits)) {
       float top0 = kNoMaximum, top1 = kNoMaximum;
       Top<kCount>(scores, &top0, &top1);
       if (started) {

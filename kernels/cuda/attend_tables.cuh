@@ -25,6 +25,11 @@ inline constexpr AttendTables kTables{FQ_REPLICATED_TABLES, kRefinedTables, FQ_N
 // for entries of 4 bytes, in byte 2 for those of 8. Byte 1 is 0.
 using LaneColumns = uint32_t;
 FQ_DEVICE LaneColumns ColumnsOfLane() { return threadIdx.x % 32 * 4 | threadIdx.x % 16 * 8 << 16; }
+// The same out of a shuffle: it stays in its register, where the compiler would otherwise work it
+// out again for each page.
+FQ_DEVICE LaneColumns KeptColumnsOfLane() {
+  return __shfl_sync(~0u, ColumnsOfLane(), static_cast<int>(threadIdx.x & 31));
+}
 
 // Byte `kByte` of `codes` times 256 plus the column of entries of kSize bytes.
 template <int kByte, int kSize>

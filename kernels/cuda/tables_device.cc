@@ -24,11 +24,18 @@ class RecordWriter {
     std::memcpy(record_ + layout_.A(kv), codec.a, 4 * d * d);
     std::memcpy(record_ + layout_.AInverse(kv), codec.a_inv, 4 * d * d);
     if (kv == 0) {
-      WriteFragments(layout_.QueryFragments(),
-                     [&](int row, int column) { return codec.a_inv[column * d + row]; });
+      const auto matrix = [&](int row, int column) {
+        return Clamp(codec.a_inv[column * d + row], kInputLimit);
+      };
+      WriteFragments(layout_.QueryFragments(), d / 16, matrix);
+      WriteFragments(layout_.QueryRemainder(), 1, [&](int row, int column) {
+        const float element = matrix(row, column);
+        return element - HalfToFloat(FloatToHalf(element));
+      });
     } else {
-      WriteFragments(layout_.OutputFragments(),
-                     [&](int row, int column) { return codec.a_inv[row * d + column]; });
+      WriteFragments(layout_.OutputFragments(), d / 16, [&](int row, int column) {
+        return Clamp(codec.a_inv[row * d + column], kInputLimit);
+      });
     }
   }
 
@@ -54,15 +61,15 @@ class RecordWriter {
     }
   }
 
-  // matrix(row, column) in FP16, in the order in which lanes read it.
+  // `rows` rows of tiles of matrix(row, column) in FP16, in the order in which lanes read them.
   template <typename Matrix>
-  void WriteFragments(int at, const Matrix& matrix) {
+  void WriteFragments(int at, int rows, const Matrix& matrix) {
     const int tiles = layout_.head_size / 16;
-    for (int i = 0; i < tiles * tiles * 32 * 8; ++i) {
+    for (int i = 0; i < rows * tiles * 32 * 8; ++i) {
       const int e = i & 1, r = i >> 1 & 3, lane = i >> 3 & 31, tile = i >> 8;
       const FragmentCell cell = FragmentCellOf(lane, r, e);
       const int row = 16 * (tile / tiles) + cell.row, column = 16 * (tile % tiles) + cell.column;
-      Put(at + 2 * i, FloatToHalf(Clamp(matrix(row, column), kInputLimit)));
+      Put(at + 2 * i, FloatToHalf(matrix(row, column)));
     }
   }
 

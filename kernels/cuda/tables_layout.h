@@ -36,7 +36,9 @@ struct TablesLayout {
   // Ai_K transposed (queries into the coded domain) and of Ai_V (outputs out of it).
   FQ_HD constexpr int QueryFragments() const { return AInverse(2); }
   FQ_HD constexpr int OutputFragments() const { return QueryFragments() + Matrix() / 2; }
-  FQ_HD constexpr int Bytes() const { return OutputFragments() + Matrix() / 2; }
+  // FP16 [d/16][32][8]: what rounding to FP16 takes from the first row of tiles of QueryFragments.
+  FQ_HD constexpr int QueryRemainder() const { return OutputFragments() + Matrix() / 2; }
+  FQ_HD constexpr int Bytes() const { return QueryRemainder() + 32 * head_size; }
 };
 
 // Row and column within a 16 x 16 tile of half `e` (0, 1) of register `r` (0..3) of a lane: the A

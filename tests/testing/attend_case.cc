@@ -118,18 +118,45 @@ absl::StatusOr<std::unique_ptr<AttendCase>> AttendCase::Create(const Options& op
   made->options_ = options;
   made->sequences_ = std::move(sequences);
   made->FillSlabs();
-  Random random(options.seed + 99);
-  made->q_.resize(static_cast<size_t>(made->rows()) * options.set->head_size());
-  for (uint16_t& element : made->q_) {
-    const float value = static_cast<float>(random.Gaussian()) * options.q_scale;
-    element = options.dtype == DType::kBF16 ? FloatToBFloat16(value) : FloatToHalf(value);
-  }
+  made->FillQueries();
   FQ_RETURN_IF_CUDA_ERROR(cudaStreamCreate(&made->stream_));
   FQ_ASSIGN_OR_RETURN(TablesDevice tables, TablesDevice::Create(*options.set));
   made->tables_ = std::make_unique<TablesDevice>(std::move(tables));
   FQ_RETURN_IF_ERROR(made->Upload());
   FQ_RETURN_IF_ERROR(made->Plan());
   return made;
+}
+
+void AttendCase::FillQueries() {
+  const int d = options_.set->head_size();
+  Random random(options_.seed + 99);
+  q_.resize(static_cast<size_t>(rows()) * d);
+  std::vector<double> u(d);
+  for (int row = 0; row < rows(); ++row) {
+    for (double& component : u) component = random.Gaussian();
+    const HeadCodec& codec = options_.set->k(0, HeadOf(row));
+    double power = 0;
+    for (int i = 0; i < d * d; ++i) power += codec.weight[i / d] * codec.a[i] * codec.a[i];
+    for (int c = 0; c < d; ++c) {
+      u[c] *= std::sqrt(codec.weight[c] * d / power) * options_.q_scale;
+    }
+    SetQuery(row, u);
+  }
+}
+
+void AttendCase::SetQuery(int row, const std::vector<double>& components) {
+  const int d = options_.set->head_size();
+  const HeadCodec& codec = options_.set->k(0, HeadOf(row));
+  for (int i = 0; i < d; ++i) {
+    double sum = 0;
+    for (int c = 0; c < d; ++c) sum += codec.a[c * d + i] * components[c];
+    const float value = static_cast<float>(sum);
+    q_[static_cast<size_t>(row) * d + i] = bf16() ? FloatToBFloat16(value) : FloatToHalf(value);
+  }
+}
+
+int AttendCase::HeadOf(int row) const {
+  return row / options_.queries_per_kv_head % options_.set->kv_heads();
 }
 
 void AttendCase::FillSlabs() {
@@ -191,7 +218,7 @@ absl::Status AttendCase::Upload() {
   }
   std::vector<size_t> order(parts.size());
   for (size_t i = 0; i < order.size(); ++i) order[i] = i;
-  Random random(options_.seed + 7);
+  Random random(options_.seed + options_.placement);
   for (size_t i = order.size(); i > 1; --i) {
     std::swap(order[i - 1], order[random.Below(static_cast<uint32_t>(i))]);
   }
@@ -226,6 +253,7 @@ absl::Status AttendCase::Plan() {
     table += static_cast<int>(sequence.size());
     for (const Page& page : sequence) refined |= page.refined;
   }
+  if (options_.backward) std::reverse(planned.begin(), planned.end());
   const AttendRange range{0, 0, options_.set->kv_heads(), options_.dtype};
   AttendLayer layer = DescribeLayer(*options_.set, range, 0, refined, tables_->Record(0, 0));
   layer.variant.replicated_tables = options_.replicated_tables;
@@ -322,13 +350,16 @@ absl::StatusOr<AttendCase::Result> AttendCase::Attend(int steps) {
   // Only what the kernels have written: initcheck watches.
   for (size_t i = 0; i < tasks_.size(); ++i) {
     const bool written[] = {tasks_[i].record != nullptr, tasks_[i].refined != 0, true};
+    const auto download = [&](int offset, int bytes) {
+      const size_t at = i * layout.Bytes() + offset;
+      return cudaMemcpy(result.queries.data() + at, workspace_->params().queries + at, bytes,
+                        cudaMemcpyDeviceToHost);
+    };
     for (int part = 0; part < 3; ++part) {
-      const size_t at = i * layout.Bytes() + part * layout.Rows();
       if (!written[part]) continue;
-      FQ_RETURN_IF_CUDA_ERROR(cudaMemcpy(result.queries.data() + at,
-                                         workspace_->params().queries + at, layout.Rows(),
-                                         cudaMemcpyDeviceToHost));
+      FQ_RETURN_IF_CUDA_ERROR(download(part * layout.Rows(), layout.Rows()));
     }
+    if (written[0]) FQ_RETURN_IF_CUDA_ERROR(download(layout.First(), 512));
   }
   return result;
 }
@@ -403,7 +434,7 @@ std::vector<double> AttendCase::RoundedScores(const Rows& rows, int row,
   const int d = options_.set->head_size();
   const AttendQueryLayout layout{d};
   const std::byte* task = result.queries.data();
-  int task_row = -1, head = row / options_.queries_per_kv_head % options_.set->kv_heads();
+  int task_row = -1, head = HeadOf(row);
   for (size_t i = 0; task_row < 0; ++i) {
     const auto* end = tasks_[i].rows + kAttendRows;
     const auto* found = std::find(tasks_[i].rows, end, row);
@@ -426,8 +457,10 @@ std::vector<double> AttendCase::RoundedScores(const Rows& rows, int row,
     const auto unit = [&](const std::vector<uint8_t>& classes) {
       return classes[c / kGroupChannels] == 8 ? kClass8Step : 1.0;
     };
-    plain[c] = element(layout.Plain(), c);
-    base[c] = element(layout.Coded(0), c) / unit(profile.k);
+    plain[c] = element(layout.Plain(), c) * scale() * kLog2E;
+    base[c] = element(layout.Coded(0), c);
+    if (c < 16) base[c] += element(layout.First(), 16 + c);
+    base[c] /= unit(profile.k);
     if (codec.sd[c] != 0) {
       refinement[c] = element(layout.Coded(1), c) / (unit(profile.k_refinement) * codec.sd[c]);
     }

@@ -41,8 +41,10 @@ class AttendCase {
     int queries_per_kv_head = 8;
     int queries = 1;       // of each sequence
     int blocks = 0;        // 0: one for each multiprocessor
-    float q_scale = 1.0f;  // standard deviation of the elements of q
+    float q_scale = 1.0f;  // root mean square of the elements of q
     uint64_t seed = 1;
+    uint64_t placement = 7;                   // decides the order of the pages in memory
+    bool backward = false;                    // the last sequence is planned first
     int replicated_tables = kMostReplicated;  // fewer: as on GPUs with less shared memory
     std::string cache_folder;                 // of compiled kernels
   };
@@ -73,8 +75,11 @@ class AttendCase {
   int rows() const;
   // Row of a query head of a sequence.
   int RowOf(int sequence, int query, int kv_head, int q_head) const;
-  // Elements of q, [rows][d].
+  // Elements of q, [rows][d]; at first queries as the codec set expects them: what a component of
+  // the coded domain meets goes with the component's weight.
   std::vector<uint16_t>& q() { return q_; }
+  // Makes q meet these components.
+  void SetQuery(int row, const std::vector<double>& components);
   // K and V rows [tokens][d] of a head of a sequence, as they decode; of K also the coded domain:
   // base, and what the refinement adds to it.
   struct Rows {
@@ -84,8 +89,8 @@ class AttendCase {
   Rows DecodedRows(int sequence, int kv_head) const;
   // Of q itself.
   AttendedRow Expected(const Rows& rows, int row) const;
-  // Of q as the kernels round it: in the coded domain to FP16, base and refinement each, and for
-  // exact and sink rows to the element type.
+  // Of q as the kernels round it in the coded domain: to FP16, the first 16 components of base to
+  // two of them.
   AttendedRow ExpectedOfRounded(const Rows& rows, int row, const Result& result) const;
   float ElementValue(uint16_t bits) const;
   float scale() const;
@@ -99,6 +104,8 @@ class AttendCase {
   void DecodePage(const Page& page, const Slab& slab, int kv_head, size_t token, Rows* rows) const;
   std::vector<double> RoundedScores(const Rows& rows, int row, const Result& result) const;
   void FillSlabs();
+  void FillQueries();
+  int HeadOf(int row) const;
   Slab RandomSlab(const Page& page, uint64_t seed) const;
   absl::Status Upload();
   absl::Status Plan();

@@ -58,6 +58,10 @@ TEST_P(TablesDeviceTest, Fragments_EveryElement_IsTheMatrix) {
                 FloatToHalf(k.a_inv[column * d + row]));
       EXPECT_EQ(At<uint16_t>(0, 1, layout().OutputFragments() + 2 * i),
                 FloatToHalf(v.a_inv[row * d + column]));
+      if (row >= 16) continue;
+      const float element = k.a_inv[column * d + row];
+      EXPECT_EQ(At<uint16_t>(0, 1, layout().QueryRemainder() + 2 * i),
+                FloatToHalf(element - HalfToFloat(FloatToHalf(element))));
     }
   }
 }

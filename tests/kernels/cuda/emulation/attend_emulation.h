@@ -108,10 +108,12 @@ void Multiply(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   }
 }
 
-inline void MultiplyFrom(float (&d)[4], float c0, float c1, const uint32_t (&a)[4], uint32_t b0,
+inline void MultiplyFrom(float (&d)[4], float4 c, const uint32_t (&a)[4], uint32_t b0,
                          uint32_t b1) {
-  d[0] = d[2] = c0;
-  d[1] = d[3] = c1;
+  d[0] = c.x;
+  d[1] = c.y;
+  d[2] = c.z;
+  d[3] = c.w;
   Multiply<false>(d, a, b0, b1);
 }
 
@@ -147,6 +149,7 @@ void LoadCodes(uint32_t* words, const std::byte* address, bool wanted) {
 
 inline void PrefetchToL2(const std::byte*, int) {}
 inline uint32_t LoadNow(const void* address) { return LoadAligned<uint32_t>(address); }
+inline uint2 LoadNow2(const void* address) { return LoadAligned<uint2>(address); }
 inline uint4 LoadNow4(const void* address) { return LoadAligned<uint4>(address); }
 inline void WaitForPrevious() {}
 inline void LetNextStart() {}
