@@ -49,6 +49,12 @@ def test_round_trip_any_head_size_equal(tmp_path, head_size):
     assert read.bits_per_value(True) == written.bits_per_value(True) > read.bits_per_value(False)
 
 
+def test_damaged_file_is_named(tmp_path):
+    (tmp_path / "b.fqcs").write_bytes(b"FQCS")
+    with pytest.raises(CodecSetError, match=f"^{tmp_path}/b.fqcs: "):
+        read_codec_set(tmp_path / "b.fqcs")
+
+
 def random_losses(profile="compact", **changes):
     return [{"profile": profile} | dict.fromkeys(LOSS_NUMBERS, 1.0) | {"text": "none"} | changes]
 

@@ -112,12 +112,22 @@ def test_eval_command_everything_written(folder, tmp_path, capfd):
 
 
 def test_commands_start_without_grpc():
-    """`flashquant[calibrate]` does not bring it, and a GPU machine need not have it."""
+    """A machine that only calibrates need not have it."""
     program = ("import sys; sys.modules['grpc'] = None; from flashquant.cli import main; "
                "main(['eval', '--help'])")
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
                            check=False)
     assert found.returncode == 0 and "--codec-set" in found.stdout, found.stderr
+
+
+def test_commands_without_torch_say_what_to_install():
+    """As after `pip install ./client/python`, which is all that vLLM needs. What is installed is
+    this tree: no registry has a package of ours by that name."""
+    program = ("import sys; sys.modules['torch'] = None; from flashquant.cli import main; "
+               "sys.exit(main(['--help']))")
+    found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True,
+                           check=False)
+    assert found.returncode == 1 and "'./client/python[calibrate]'" in found.stderr, found.stderr
 
 
 def test_eval_command_no_codec_set_refused(folder, capfd):

@@ -26,7 +26,8 @@ def main(arguments: list[str] | None = None) -> int:
         args = _parser().parse_args(arguments)
         return args.run(args)
     except ModuleNotFoundError as error:
-        print(f"flashquant: {error}; pip install flashquant[calibrate]", file=sys.stderr)
+        print(f"flashquant: {error}; in a checkout: pip install './client/python[calibrate]'",
+              file=sys.stderr)
         return 1
     except (CodecSetError, OSError, ValueError) as error:
         print(f"flashquant: {error}", file=sys.stderr)

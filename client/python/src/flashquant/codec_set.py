@@ -132,7 +132,10 @@ def write_codec_set(codec_set: CodecSet, file: Path) -> None:
 
 def read_codec_set(file: Path) -> CodecSet:
     """Reads and checks a file; CodecSetError if it is not a codec set or is damaged."""
-    return parse_codec_set(Path(file).read_bytes())
+    try:
+        return parse_codec_set(Path(file).read_bytes())
+    except CodecSetError as error:
+        raise CodecSetError(f"{file}: {error}") from None
 
 
 def parse_codec_set(data: bytes) -> CodecSet:
