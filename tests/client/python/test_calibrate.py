@@ -1,7 +1,6 @@
 """Calibration: transforms, allocation, tables, and the whole command on a tiny random model."""
 
 import random
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from flashquant.calibrate.tables import chain_words, fit_tables, half_words, k_m
 from flashquant.calibrate.transform import fit_transform
 from flashquant.cli import main
 from flashquant.codec import PartCodec
-from flashquant.codec_set import chain_values, half_pairs, parse_codec_set, read_codec_set
+from flashquant.codec_set import chain_values, half_pairs, read_codec_set
 from flashquant.models import Window, load_model
 from flashquant.models.base import hidden_states
 from flashquant.models.text import Document, spread_sequences
@@ -285,19 +284,28 @@ def test_layer_inputs_beyond_memory_on_disk():
         assert torch.equal(stack.pop(), x)
 
 
-def calibrate(folder, output, *extra):
+def arguments(folder, output, *extra):
     texts = [sorted(str(f) for f in (folder / kind).iterdir()) for kind in ("calibration", "test")]
-    return main(["calibrate", "--model", str(folder / "model"), "--text", *texts[0],
-                 "--test-text", *texts[1], "-o", str(output), "--sequences", "640:2", "512:2",
-                 "--test-tokens", "512", "--threads", "1", *extra])
+    return ["calibrate", "--model", str(folder / "model"), "--text", *texts[0],
+            "--test-text", *texts[1], "-o", str(output), "--sequences", "640:2", "512:2",
+            "--test-tokens", "512", "--threads", "1", *extra]
 
 
-def test_calibrate_command_deterministic_and_within_budget(folder, tmp_path, capfd):
-    for name in ("a.fqcs", "b.fqcs"):
-        assert calibrate(folder, tmp_path / name, "--bits", "2.1", "--bits", "4.1") == 0
-    a, b = ((tmp_path / name).read_bytes() for name in ("a.fqcs", "b.fqcs"))
-    assert a == b
-    codec_set = parse_codec_set(a)
+def calibrate(folder, output, *extra):
+    return main(arguments(folder, output, *extra))
+
+
+@pytest.fixture(scope="module")
+def calibrated(folder, tmp_path_factory):
+    """The folder of a codec set a.fqcs and of its statistics s.pt."""
+    path = tmp_path_factory.mktemp("calibrated")
+    assert calibrate(folder, path / "a.fqcs", "--bits", "2.1", "--bits", "4.1", "--statistics",
+                     str(path / "s.pt")) == 0
+    return path
+
+
+def test_calibrate_command_within_budget(calibrated):
+    codec_set = read_codec_set(calibrated / "a.fqcs")
     assert (codec_set.layers, codec_set.kv_heads, codec_set.head_size) == (2, 2, 64)
     assert codec_set.calibrated_tokens == 640
     assert 1.9 < codec_set.bits_per_value(False) <= 2.1
@@ -305,38 +313,50 @@ def test_calibrate_command_deterministic_and_within_budget(folder, tmp_path, cap
     loss = codec_set.loss
     assert loss["near-lossless"]["kl_divergence"] < loss["compact"]["kl_divergence"]
     assert loss["compact"]["tokens"] == 512 and "text-2-0" in loss["compact"]["text"]
-    assert " left" in capfd.readouterr().err
 
 
-def test_calibrate_command_killed_and_continued_same_bytes(folder, tmp_path):
-    """SIGKILL in the middle of measuring; the second run goes on and writes the same file."""
-    code = ("import sys; from flashquant.calibrate import statistics; "
-            "statistics.SAVE_SECONDS = 0.0; from flashquant.cli import main; "
-            "sys.exit(main(sys.argv[1:]))")
-    texts = [sorted(str(f) for f in (folder / kind).iterdir()) for kind in ("calibration", "test")]
-    command = [sys.executable, "-c", code, "calibrate", "--model", str(folder / "model"), "--text",
-               *texts[0], "--test-text", *texts[1], "--sequences", "640:2", "512:4",
-               "--test-tokens", "512", "--threads", "1"]
-    kept = [*command, "--statistics", str(tmp_path / "s.pt"), "-o", str(tmp_path / "a.fqcs")]
-    process = subprocess.Popen(kept, stderr=subprocess.PIPE, text=True)
-    for line in process.stderr:
-        if "sequence 3/6" in line:
-            process.kill()
-    assert process.wait() == -9 and not (tmp_path / "a.fqcs").exists()
-    again = subprocess.run(kept, stderr=subprocess.PIPE, text=True, check=True).stderr
-    assert re.search("statistics of [234] sequences from", again)
-    assert "sequence 1/6" not in again and "sequence 6/6" in again
-    subprocess.run([*command, "-o", str(tmp_path / "b.fqcs")], check=True)
+DIES = """
+import os, signal, sys
+from flashquant.calibrate import statistics
+from flashquant.cli import main
+
+class Errors:
+    def write(self, text):
+        sys.__stderr__.write(text)
+        if "sequence 3/4" in text:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def flush(self):
+        sys.__stderr__.flush()
+
+statistics.SAVE_SECONDS = 0.0
+sys.stderr = Errors()
+main(sys.argv[1:])
+"""
+
+
+def test_calibrate_command_killed_and_continued_same_bytes(folder, tmp_path, capfd):
+    """SIGKILL in the middle of measuring; the second run goes on and writes the file that one
+    which was never stopped writes."""
+    kept = ("--statistics", str(tmp_path / "s.pt"))
+    killed = [sys.executable, "-c", DIES, *arguments(folder, tmp_path / "a.fqcs", *kept)]
+    assert subprocess.run(killed, check=False).returncode == -9
+    assert not (tmp_path / "a.fqcs").exists()
+    capfd.readouterr()
+    assert calibrate(folder, tmp_path / "a.fqcs", *kept) == 0
+    again = capfd.readouterr().err
+    assert "statistics of 2 sequences from" in again
+    assert "sequence 1/4" not in again and "sequence 4/4" in again and " left" in again
+    assert calibrate(folder, tmp_path / "b.fqcs") == 0
     assert (tmp_path / "a.fqcs").read_bytes() == (tmp_path / "b.fqcs").read_bytes()
 
 
-def test_calibrate_command_other_statistics_refused(folder, tmp_path, capfd):
-    kept = ("--statistics", str(tmp_path / "s.pt"))
-    assert calibrate(folder, tmp_path / "a.fqcs", *kept) == 0
+def test_calibrate_command_other_statistics_refused(folder, calibrated, tmp_path, capfd):
+    kept = ("--statistics", str(calibrated / "s.pt"))
     assert calibrate(folder, tmp_path / "b.fqcs", *kept, "--seed", "4") == 1
     assert "measured with another model, text, seed" in capfd.readouterr().err
     (tmp_path / "s.pt").write_bytes(b"nonsense")
-    assert calibrate(folder, tmp_path / "b.fqcs", *kept) == 1
+    assert calibrate(folder, tmp_path / "b.fqcs", "--statistics", str(tmp_path / "s.pt")) == 1
     assert "not a file of statistics" in capfd.readouterr().err
 
 
