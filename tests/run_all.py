@@ -8,6 +8,7 @@ are summed here. A skip counts as a failure unless tests/allowed_skips.txt names
 """
 
 import argparse
+import concurrent.futures
 import os
 import pathlib
 import re
@@ -23,6 +24,9 @@ ALLOWED_SKIPS = ROOT / "tests/allowed_skips.txt"
 SLOWEST_SHOWN = 8
 STEP_SECONDS_MAX = 2400
 HANG_SECONDS = 600  # of one Python test, then all stacks are printed
+# Each has one thread (tests/conftest.py), so two keep two cores busy.
+PYTHON_PARTS = {"processes": ["tests/e2e", "tests/gpu"],
+                "others": ["tests", "--ignore=tests/e2e", "--ignore=tests/gpu"]}
 
 
 @dataclass
@@ -100,10 +104,17 @@ def run_ctest(build: pathlib.Path) -> list[Result]:
 
 
 def run_pytest(build: pathlib.Path) -> list[Result]:
-    """tests/ of Python and deploy, end to end, fuzz, tidy and lint."""
-    report = build / "reports/pytest.xml"
-    step = run_step("Python tests", [
-        sys.executable, "-m", "pytest", "tests", "-q", "--no-header", "--tb=short",
+    """tests/ of Python and deploy, end to end, fuzz, tidy and lint: PYTHON_PARTS at once."""
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        parts = pool.map(lambda name: run_python_part(build, name), PYTHON_PARTS)
+        return [result for part in parts for result in part]
+
+
+def run_python_part(build: pathlib.Path, name: str) -> list[Result]:
+    """One process; what both print is mixed, what failed is in the reports."""
+    report = build / f"reports/pytest-{name}.xml"
+    step = run_step(f"Python tests, {name}", [
+        sys.executable, "-m", "pytest", *PYTHON_PARTS[name], "-q", "--no-header", "--tb=short",
         "-p", "no:cacheprovider", f"--junitxml={report.absolute()}",
         "-o", f"faulthandler_timeout={HANG_SECONDS}"])
     results = read_junit(report)

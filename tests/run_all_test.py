@@ -67,5 +67,10 @@ def test_step_past_its_limit_is_ended(monkeypatch):
     assert run_all.run_step("sleep", ["sh", "-c", "sleep 60 & wait"]).outcome == "failed"
 
 
+def test_parts_of_the_python_tests_leave_none_out():
+    first, others = run_all.PYTHON_PARTS.values()
+    assert others == ["tests", *(f"--ignore={path}" for path in first)]
+
+
 def test_allowed_skips_all_have_a_reason():
     assert all(reason for _, reason in run_all.read_allowed_skips())
