@@ -13,6 +13,11 @@ namespace fq {
 namespace {
 
 using Method = CallRunner::Method;
+#ifdef FQ_HAVE_CUDA
+constexpr char kGpus[] = "CUDA";
+#else
+constexpr char kGpus[] = "no CUDA";  // built where no nvcc is: --device is refused
+#endif
 constexpr Method kStatus = {"Status", Method::Place::kHere, Method::Deadline::kCapped};
 constexpr Method kNamespaces = {"Namespaces", Method::Place::kWorker, Method::Deadline::kCallers};
 constexpr Method kVerify = {"Verify", Method::Place::kWorker, Method::Deadline::kCallers};
@@ -75,7 +80,7 @@ grpc::ServerUnaryReactor* AdminService::Status(grpc::CallbackServerContext* cont
   return runner_.Run(context, kStatus, [=](const CallContext&) -> absl::Status {
     const NodeSample sample = node_->Sample();
     response->set_version(FQ_VERSION);
-    response->set_build(absl::StrCat(FQ_COMPILER, ", ", CpuBackend()->name()));
+    response->set_build(absl::StrCat(FQ_COMPILER, ", ", CpuBackend()->name(), ", ", kGpus));
     response->set_uptime_seconds(absl::ToDoubleSeconds(absl::Now() - absl::UnixEpoch()) -
                                  sample.start_time_seconds);
     response->set_state(node_->draining() ? wire::StatusResponse::STATE_DRAINING

@@ -69,6 +69,8 @@ TEST_F(FqctlTest, Status_SaysWhatTheNodeIs) {
   EXPECT_EQ(ran.code, ExitCode::kOk) << ran.errors;
   EXPECT_EQ(ran.json()["state"], "serving");
   EXPECT_EQ(ran.json()["host_capacity_bytes"], 16 << 20);
+  EXPECT_EQ(ran.json()["device_capacity_bytes"], 0);
+  EXPECT_EQ(ran.json()["device_used_bytes"], 0);
 }
 
 TEST_F(FqctlTest, PutThenGet_GivesTheSameFile) {
