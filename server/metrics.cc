@@ -85,7 +85,7 @@ const CountedRow kCounted[] = {
      "Blocks that Fetch was asked for, by what became of them; refused: they came and failed a "
      "check."},
     {Metric::kFetchedBytes, "fq_fetched_bytes_total", MetricType::Counter, "bytes",
-     "transport=grpc", "Bytes of slabs that came from other nodes and were published."},
+     "transport=grpc|nccl", "Bytes of slabs that came from other nodes and were published."},
     {Metric::kFetchesStopped, "fq_fetches_stopped_total", MetricType::Counter, "fetches",
      "reason=unreachable|deadline|cancelled|denied|mismatch|limit|malformed",
      "Fetches that did not ask for all their blocks, by reason."},

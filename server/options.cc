@@ -28,6 +28,27 @@ namespace {
 constexpr int64_t kMaxConfigBytes = 1 << 20;
 constexpr size_t kMaxSocketPath = 100;  // sockaddr_un holds 107; the sockets beside it add ".call"
 
+// Of ForEachOption: other nodes.
+template <typename O, typename Visitor>
+void ForEachOptionOfNodes(O& o, Visitor&& visit) {
+  visit("fetch-from", o.fetch_from,
+        "another node that callers may have blocks fetched from, unix:///path or host:port; "
+        "plaintext to loopback only; may be repeated, or a list with commas; none: no Fetch");
+  visit("fetch-tls-ca", o.fetch_tls_ca,
+        "PEM roots of the nodes of --fetch-from; set: TLS to all that are host:port");
+  visit("fetch-tls-cert", o.fetch_tls_cert, "PEM certificate that this node shows to them");
+  visit("fetch-tls-key", o.fetch_tls_key, "PEM private key of --fetch-tls-cert");
+  visit("max-fetches", o.max_fetches,
+        "fetches under way, and as many that wait; each takes up to --max-inline-bytes");
+  visit(
+      "fetch-link-bytes", o.fetch_link_bytes,
+      "a fetch of so many bytes or more goes GPU to GPU where both nodes have --nccl, which takes "
+      "a while to connect; e.g. 256MiB");
+  visit("trusted-node", o.trusted_nodes,
+        "name, in a client certificate, of a node that may read blocks for whichever tenant it "
+        "names; may be repeated, or a list with commas");
+}
+
 // Calls visit(name, field, help) for every option: the one list of them.
 template <typename O, typename Visitor>
 void ForEachOption(O& o, Visitor&& visit) {
@@ -41,18 +62,7 @@ void ForEachOption(O& o, Visitor&& visit) {
         "PEM roots: clients must show a certificate; it names their tenant");
   visit("metrics-listen", o.metrics_listen, "host:port for Prometheus, /metrics; empty: none");
   visit("tenant", o.tenant, "tenant of local callers");
-  visit("fetch-from", o.fetch_from,
-        "another node that callers may have blocks fetched from, unix:///path or host:port; "
-        "plaintext to loopback only; may be repeated, or a list with commas; none: no Fetch");
-  visit("fetch-tls-ca", o.fetch_tls_ca,
-        "PEM roots of the nodes of --fetch-from; set: TLS to all that are host:port");
-  visit("fetch-tls-cert", o.fetch_tls_cert, "PEM certificate that this node shows to them");
-  visit("fetch-tls-key", o.fetch_tls_key, "PEM private key of --fetch-tls-cert");
-  visit("max-fetches", o.max_fetches,
-        "fetches under way, and as many that wait; each takes up to --max-inline-bytes");
-  visit("trusted-node", o.trusted_nodes,
-        "name, in a client certificate, of a node that may read blocks for whichever tenant it "
-        "names; may be repeated, or a list with commas");
+  ForEachOptionOfNodes(o, visit);
   visit("codec-set", o.codec_sets,
         "codec-set file (.fqcs); may be repeated, or a list with commas");
   visit("host-bytes", o.host_bytes, "memory for slabs, e.g. 4GiB");
@@ -337,6 +347,8 @@ absl::Status CheckNumbers(const Options& o) {
       CheckBetween<uint64_t>("max-inline-bytes", o.max_inline_bytes, 4096, uint64_t{1} << 30));
   FQ_RETURN_IF_ERROR(CheckBetween<uint64_t>("max-message-bytes", o.max_message_bytes,
                                             2 * o.max_inline_bytes, uint64_t{1} << 46));
+  FQ_RETURN_IF_ERROR(
+      CheckBetween<uint64_t>("fetch-link-bytes", o.fetch_link_bytes, 1, uint64_t{1} << 46));
   FQ_RETURN_IF_ERROR(CheckBetween("max-fetches", o.max_fetches, 1u, 64u));
   FQ_RETURN_IF_ERROR(CheckBetween("lease-ms", o.lease_ms, 10u, 86'400'000u));
   FQ_RETURN_IF_ERROR(CheckBetween("max-deadline-ms", o.max_deadline_ms, 1u, 86'400'000u));

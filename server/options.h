@@ -25,6 +25,7 @@ struct Options {
   std::vector<std::string> fetch_from;  // unix:///path or host:port; none: no Fetch
   std::string fetch_tls_ca, fetch_tls_cert, fetch_tls_key;  // PEM files
   uint32_t max_fetches = 4;
+  uint64_t fetch_link_bytes = uint64_t{256} << 20;
   std::vector<std::string> trusted_nodes;  // names in certificates
 
   // Contents.

@@ -125,6 +125,14 @@ inline size_t CodedBytes(const Pin& pin) { return pin.primary().size() + pin.ref
 // Bytes of all extents of these blocks, as LoadEncoded would send them.
 uint64_t EncodedBytes(const LeasedBlocks& blocks);
 
+// A block that another GPU will send, and the room for it on ours.
+struct IncomingBlock {
+  BlockId id;
+  PageKind kind = PageKind::kExact;
+  Reservation room;  // its extents are as long as the block's
+  bool damaged = false;
+};
+
 class QualityWatch;
 class SampledBlock;  // page_path_device.cc
 
@@ -175,6 +183,18 @@ class PagePath {
   // kExists (`pin` holds it if it is there), kFull, kRefused. The bytes are nobody else's
   // meanwhile.
   BlockOutcome PublishEncoded(const SlabSpace& space, const EncodedBlock& block, Pin& pin);
+  // The same of blocks that come to the GPU: kOk has room of that profile's sizes in `block`, the
+  // others as above, kRefused: this namespace has no such profile.
+  BlockOutcome ReserveIncoming(const CallContext& context, const SlabSpace& space,
+                               const BlockId& id, Profile delivered, IncomingBlock& block,
+                               Pin& pin);
+  // Publishes those that are not damaged and pass the checks of the GPU; kOk or kRefused each.
+  // `scratch` has room for a block and is written to. Unavailable: the GPU failed.
+  absl::StatusOr<std::vector<BlockOutcome>> PublishIncoming(const CallContext& context,
+                                                            const SlabSpace& space,
+                                                            absl::Span<IncomingBlock> blocks,
+                                                            const DeviceSegment& scratch,
+                                                            absl::Span<Pin> pins);
   // A block that is here, used now; empty: none.
   Pin FindBlock(const SlabSpace& space, const BlockId& id);
   // Makes the first block of a chain the most recently used, so that chains are evicted from their
@@ -249,6 +269,11 @@ class PagePath {
   };
   absl::StatusOr<OnDevice> BringToDevice(const Pin& pin, MonotonicTime wait_until,
                                          DeviceCall& work);
+  // Decodes the blocks into `scratch`, one over the other: which of them are damaged or broken.
+  absl::StatusOr<std::vector<bool>> CheckOnDevice(const CallContext& context,
+                                                  const SlabSpace& space,
+                                                  absl::Span<const IncomingBlock> blocks,
+                                                  const DeviceSegment& scratch);
   void MeasureLater(std::vector<std::unique_ptr<SampledBlock>> samples);
   // How long a call waits in all for demotion to make room on the device; then slabs are evicted.
   static MonotonicTime WaitUntil(const CallContext& context);

@@ -347,6 +347,39 @@ absl::Status PagePath::LoadToDevice(const CallContext& context, const SlabSpace&
   return absl::OkStatus();
 }
 
+// All rows of a block lie in its layer's part of the scratch: [K|V][64][heads][head_size].
+absl::StatusOr<std::vector<bool>> PagePath::CheckOnDevice(const CallContext& context,
+                                                          const SlabSpace& space,
+                                                          absl::Span<const IncomingBlock> blocks,
+                                                          const DeviceSegment& scratch) {
+  const SlabShape& shape = space.shape();
+  const auto element = static_cast<uint64_t>(ElementBytes(shape.dtype));
+  CallerPages pages;
+  pages.device = &scratch;
+  PageLayout& layout = pages.pages.layout;
+  layout.tokens_per_chunk = kBlockTokens;
+  layout.head_stride = shape.head_size * element;
+  layout.k_token_stride = static_cast<uint64_t>(shape.heads()) * layout.head_stride;
+  layout.v_offset = kBlockTokens * layout.k_token_stride;
+  const CallerRows rows(pages, shape);
+  DeviceCall work = CallOf(DeviceWork::kDecode, context, space, pages, rows);
+  work.session = &scratch;
+  std::vector<size_t> indices;
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (blocks[i].damaged) continue;
+    DeviceBlock block = BlockAt(blocks[i].id, blocks[i].kind, {{0}, 0});
+    block.primary = Data(blocks[i].room.primary());
+    block.refinement = Data(blocks[i].room.refinement());
+    work.blocks.push_back(block);
+    indices.push_back(i);
+  }
+  std::vector<bool> broken(blocks.size(), true);
+  if (indices.empty()) return broken;
+  FQ_RETURN_IF_ERROR(RunOnDevice(work));
+  for (size_t n = 0; n < indices.size(); ++n) broken[indices[n]] = work.broken[n] != 0;
+  return broken;
+}
+
 absl::StatusOr<PagePath::HostExtents> PagePath::OnHost(const Pin& pin) {
   HostExtents host;
   if (pin.on_host()) {

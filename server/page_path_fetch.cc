@@ -16,6 +16,11 @@ Profile ProfileOf(PageKind kind, bool refined) {
   return refined ? Profile::kNearLossless : Profile::kCompact;
 }
 
+PageKind KindOf(Profile delivered) {
+  if (delivered == Profile::kExact) return PageKind::kExact;
+  return delivered == Profile::kUniversal ? PageKind::kUniversal : PageKind::kBase;
+}
+
 void Copy(absl::Span<const std::byte> from, absl::Span<std::byte> to) {
   if (!from.empty()) std::memcpy(to.data(), from.data(), from.size());
 }
@@ -36,6 +41,36 @@ BlockOutcome PagePath::PublishEncoded(const SlabSpace& space, const EncodedBlock
   Copy(block.refinement, room.refinement());
   pin = std::move(room).Publish();
   return BlockOutcome::kOk;
+}
+
+BlockOutcome PagePath::ReserveIncoming(const CallContext& context, const SlabSpace& space,
+                                       const BlockId& id, Profile delivered, IncomingBlock& block,
+                                       Pin& pin) {
+  const bool refined = delivered == Profile::kNearLossless;
+  Plan plan{id, KindOf(delivered), 0, 0};
+  const auto primary = space.codec->ExtentBytes(plan.kind, id.index == 0);
+  const auto refinement = space.codec->ExtentBytes(PageKind::kRefinement, id.index == 0);
+  if (!primary.ok() || (refined && !refinement.ok())) return BlockOutcome::kRefused;
+  plan.primary_bytes = *primary;
+  plan.refinement_bytes = refined ? *refinement : 0;
+  block = {id, plan.kind, {}, false};
+  const absl::StatusOr<BlockOutcome> outcome =
+      Reserve(Tier::kDevice, space, delivered, plan, block.room, pin, WaitUntil(context));
+  return outcome.ok() ? *outcome : BlockOutcome::kFull;
+}
+
+absl::StatusOr<std::vector<BlockOutcome>> PagePath::PublishIncoming(
+    const CallContext& context, const SlabSpace& space, absl::Span<IncomingBlock> blocks,
+    const DeviceSegment& scratch, absl::Span<Pin> pins) {
+  std::vector<BlockOutcome> outcomes(blocks.size(), BlockOutcome::kRefused);
+  FQ_ASSIGN_OR_RETURN(const std::vector<bool> broken,
+                      CheckOnDevice(context, space, blocks, scratch));
+  for (size_t i = 0; i < blocks.size(); ++i) {
+    if (broken[i]) continue;
+    pins[i] = std::move(blocks[i].room).Publish();
+    outcomes[i] = BlockOutcome::kOk;
+  }
+  return outcomes;
 }
 
 Pin PagePath::FindBlock(const SlabSpace& space, const BlockId& id) {

@@ -55,8 +55,8 @@ absl::StatusOr<std::shared_ptr<const void>> PeerLinks::TakeRoom(uint64_t bytes) 
   });
 }
 
-absl::StatusOr<PeerLinks::Opened> PeerLinks::Open(uint64_t window_bytes, Milliseconds timeout,
-                                                  const SlabShape& shape) {
+absl::StatusOr<std::shared_ptr<const DeviceSegment>> PeerLinks::TakeWindow(uint64_t window_bytes,
+                                                                           const SlabShape& shape) {
   Reap();
   if (unjoined_ >= kMaxUnjoined) {
     return absl::ResourceExhaustedError(absl::StrCat("the workers of ", unjoined_.load(),
@@ -65,30 +65,54 @@ absl::StatusOr<PeerLinks::Opened> PeerLinks::Open(uint64_t window_bytes, Millise
   }
   FQ_ASSIGN_OR_RETURN(auto room, TakeRoom(WindowMemoryBytes(window_bytes)));
   FQ_ASSIGN_OR_RETURN(auto window, AllocateWindow(*device_, window_bytes, std::move(room)));
+  return DeviceSegment::Over(std::move(window), shape.layers(),
+                             DenseBlockBytes(shape) / shape.layers());
+}
+
+absl::StatusOr<PeerLinks::Opened> PeerLinks::Open(uint64_t window_bytes, Milliseconds timeout,
+                                                  const SlabShape& shape) {
   Opened result;
   PeerSegment& segment = result.segment;
-  segment.begin = window->data();
+  FQ_ASSIGN_OR_RETURN(segment.window, TakeWindow(window_bytes, shape));
+  segment.begin = segment.window->layers()[0];
   segment.bytes = window_bytes;
-  segment.window = DeviceSegment::Over(std::move(window), shape.layers(),
-                                       DenseBlockBytes(shape) / shape.layers());
   PeerLink::Parts parts;
   FQ_ASSIGN_OR_RETURN(result.down, transport_->MakeId());
   FQ_ASSIGN_OR_RETURN(result.up, transport_->MakeId());
   FQ_ASSIGN_OR_RETURN(parts.down, transport_->Join(result.down, PeerDirection::kSend));
   FQ_ASSIGN_OR_RETURN(parts.up, transport_->Join(result.up, PeerDirection::kReceive));
-  parts.hello = {segment.begin, kPeerHelloBytes};
-  parts.window = segment.window;
+  segment.link = Make(std::move(parts), segment.window, timeout);
+  return result;
+}
+
+// What the other node sends is what we receive.
+absl::StatusOr<PeerLinks::Joined> PeerLinks::JoinOther(const PeerId& down, const PeerId& up,
+                                                       Milliseconds timeout,
+                                                       const SlabShape& shape) {
+  Joined result;
+  FQ_ASSIGN_OR_RETURN(result.scratch, TakeWindow(DenseBlockBytes(shape), shape));
+  PeerLink::Parts parts;
+  FQ_ASSIGN_OR_RETURN(parts.down, transport_->JoinOther(up, PeerDirection::kSend));
+  FQ_ASSIGN_OR_RETURN(parts.up, transport_->JoinOther(down, PeerDirection::kReceive));
+  result.link = Make(std::move(parts), result.scratch, timeout);
+  return result;
+}
+
+std::shared_ptr<PeerLink> PeerLinks::Make(PeerLink::Parts parts,
+                                          std::shared_ptr<const DeviceSegment> window,
+                                          Milliseconds timeout) {
+  parts.hello = {window->layers()[0], kPeerHelloBytes};
+  parts.window = std::move(window);
   parts.timeout = timeout;
-  parts.clock = clock_;
   parts.moved = [this](PeerDirection direction, uint64_t bytes) {
     metrics_->Add(Metric::kPeerBytes, {direction == PeerDirection::kSend ? "send" : "receive"},
                   static_cast<double>(bytes));
   };
   parts.broken = [this](PeerLinkEnd end, const std::string& why) { Ended(end, why); };
-  segment.link = std::make_shared<PeerLink>(std::move(parts));
+  auto link = std::make_shared<PeerLink>(std::move(parts));
   absl::MutexLock lock(&mutex_);
-  links_.push_back(segment.link);
-  return result;
+  links_.push_back(link);
+  return link;
 }
 
 void PeerLinks::Ended(PeerLinkEnd end, const std::string& why) const {

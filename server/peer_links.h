@@ -19,6 +19,7 @@
 #include "server/metrics.h"
 #include "server/peer_limits.h"
 #include "server/peers/peer_comm.h"
+#include "server/peers/peer_link.h"
 #include "server/segments.h"
 
 namespace fq {
@@ -46,6 +47,15 @@ class PeerLinks {
   // NCCL failed.
   absl::StatusOr<Opened> Open(uint64_t window_bytes, Milliseconds timeout, const SlabShape& shape);
 
+  // Our end of a link that another node has opened for us, as its worker; counts as one of ours.
+  // What that node sends is received with PeerLink::Receive. Errors as of Open.
+  struct Joined {
+    std::shared_ptr<PeerLink> link;
+    std::shared_ptr<const DeviceSegment> scratch;  // holds a block of `shape`, for whatever
+  };
+  absl::StatusOr<Joined> JoinOther(const PeerId& down, const PeerId& up, Milliseconds timeout,
+                                   const SlabShape& shape);
+
   // Breaks all of them: whoever waits hears of it soon.
   void EndAll();
 
@@ -60,6 +70,11 @@ class PeerLinks {
   };
   // A window's part of the limits, until it is let go.
   absl::StatusOr<std::shared_ptr<const void>> TakeRoom(uint64_t bytes);
+  // Memory of a link, [WindowMemoryBytes(window_bytes)].
+  absl::StatusOr<std::shared_ptr<const DeviceSegment>> TakeWindow(uint64_t window_bytes,
+                                                                  const SlabShape& shape);
+  std::shared_ptr<PeerLink> Make(PeerLink::Parts parts, std::shared_ptr<const DeviceSegment> window,
+                                 Milliseconds timeout);
   void Ended(PeerLinkEnd end, const std::string& why) const;
 
   Device* const device_;

@@ -159,6 +159,12 @@ class NcclTransport final : public PeerTransport {
     return JoinAs(0, id, direction);
   }
 
+  absl::StatusOr<std::unique_ptr<PeerComm>> JoinOther(const PeerId& id,
+                                                      PeerDirection direction) override {
+    return JoinAs(1, id, direction);
+  }
+
+ private:
   absl::StatusOr<std::unique_ptr<PeerComm>> JoinAs(int rank, const PeerId& id,
                                                    PeerDirection direction) {
     auto comm = std::make_unique<NcclComm>(nccl_, options_.ordinal, kRanks - 1 - rank, direction);
@@ -166,7 +172,6 @@ class NcclTransport final : public PeerTransport {
     return comm;
   }
 
- private:
   const std::shared_ptr<const NcclLibrary> nccl_;
   const NcclOptions options_;
 };
@@ -188,11 +193,6 @@ absl::StatusOr<std::unique_ptr<PeerTransport>> OpenNccl(const NcclOptions& optio
                         absl::StrCat(options.library, ": ", library.status().message()));
   }
   return std::make_unique<NcclTransport>(*std::move(library), options);
-}
-
-absl::StatusOr<std::unique_ptr<PeerComm>> JoinNcclAs(PeerTransport& nccl, int rank,
-                                                     const PeerId& id, PeerDirection direction) {
-  return static_cast<NcclTransport&>(nccl).JoinAs(rank, id, direction);
 }
 
 }  // namespace fq

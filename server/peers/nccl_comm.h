@@ -24,8 +24,4 @@ void PrepareNcclEnvironment();
 // NotFound, FailedPrecondition as NcclLibrary::Open; names the library.
 absl::StatusOr<std::unique_ptr<PeerTransport>> OpenNccl(const NcclOptions& options);
 
-// The end of rank `rank`: 0 as Join, 1 for a worker (tests).
-absl::StatusOr<std::unique_ptr<PeerComm>> JoinNcclAs(PeerTransport& nccl, int rank,
-                                                     const PeerId& id, PeerDirection direction);
-
 }  // namespace fq

@@ -64,6 +64,9 @@ class PeerTransport {
   // As rank 0 of two. Returns before the other rank has come.
   virtual absl::StatusOr<std::unique_ptr<PeerComm>> Join(const PeerId& id,
                                                          PeerDirection direction) = 0;
+  // The same as rank 1, of an id that the other side has made.
+  virtual absl::StatusOr<std::unique_ptr<PeerComm>> JoinOther(const PeerId& id,
+                                                              PeerDirection direction) = 0;
 };
 
 }  // namespace fq

@@ -20,6 +20,7 @@ namespace wire = ::flashquant::v1;
 
 constexpr size_t kIdBytes = 16;
 constexpr size_t kKeyBytes = 32;
+constexpr size_t kPeerIdBytes = 128;
 constexpr size_t kDigestBytes = 16;
 constexpr uint64_t kHeadBytesMax = 4 << 20;  // of a reply beside its payload
 constexpr size_t kMessageBytesMax = 200;     // of another node's text that is passed on
@@ -91,8 +92,31 @@ absl::Status CheckMatch(const wire::LookupResponse& reply, size_t asked) {
   }
   FQ_RETURN_IF_ERROR(
       Expect("stored_bytes", static_cast<uint64_t>(reply.stored_bytes_size()), matched));
+  FQ_RETURN_IF_ERROR(Expect("profiles", static_cast<uint64_t>(reply.profiles_size()), matched));
+  for (int profile : reply.profiles()) {
+    if (profile < wire::PROFILE_EXACT || profile > wire::PROFILE_UNIVERSAL) {
+      return absl::DataLossError(absl::StrCat("the other node holds a block as ", profile));
+    }
+  }
   return matched == 0 ? absl::OkStatus()
                       : Expect("bytes of lease_id", reply.lease_id().size(), kIdBytes);
+}
+
+absl::Status CheckCounts(const wire::LoadResponse& reply, size_t blocks) {
+  FQ_RETURN_IF_ERROR(Expect("statuses", static_cast<uint64_t>(reply.statuses_size()), blocks));
+  FQ_RETURN_IF_ERROR(Expect("sizes", static_cast<uint64_t>(reply.sizes_size()), blocks));
+  return Expect("refinement_sizes", static_cast<uint64_t>(reply.refinement_sizes_size()), blocks);
+}
+
+absl::Status CheckLinkReply(const wire::LoadResponse& reply, size_t blocks) {
+  FQ_RETURN_IF_ERROR(CheckCounts(reply, blocks));
+  uint64_t extents = 0;
+  for (int i = 0; i < reply.statuses_size(); ++i) {
+    if (reply.statuses(i) != wire::BLOCK_STATUS_OK) continue;
+    extents += reply.refinement_sizes(i) > 0 ? 2 : 1;
+  }
+  FQ_RETURN_IF_ERROR(Expect("peer_sums", static_cast<uint64_t>(reply.peer_sums_size()), extents));
+  return Expect("operations", reply.peer_sequence() != 0 ? 1 : 0, extents != 0 ? 1 : 0);
 }
 
 // Extents of a payload, one behind the other, with the digest of each.
@@ -203,11 +227,41 @@ absl::StatusOr<RemoteBlocks> RemoteSession::Load(const std::string& lease, uint3
   return TakeApart(std::move(reply), count);
 }
 
+absl::StatusOr<wire::OpenPeerLinkResponse> RemoteSession::OpenLink(const std::string& device_uuid,
+                                                                   uint64_t window_bytes) {
+  wire::OpenPeerLinkRequest request;
+  request.set_session_id(opened_.session_id());
+  request.set_device_uuid(device_uuid);
+  request.set_window_bytes(window_bytes);
+  wire::OpenPeerLinkResponse reply;
+  FQ_RETURN_IF_ERROR(FromGrpc(stub_->OpenPeerLink(NewContext().get(), request, &reply)));
+  FQ_RETURN_IF_ERROR(Expect("bytes of down_id", reply.down_id().size(), kPeerIdBytes));
+  FQ_RETURN_IF_ERROR(Expect("bytes of up_id", reply.up_id().size(), kPeerIdBytes));
+  return reply;
+}
+
+absl::StatusOr<wire::LoadResponse> RemoteSession::LoadOverLink(
+    const std::string& lease, uint32_t first, wire::Profile floor, uint32_t segment_id,
+    const std::vector<uint64_t>& offsets) {
+  wire::LoadRequest request;
+  request.set_session_id(opened_.session_id());
+  request.set_lease_id(lease);
+  request.set_first_block(first);
+  request.set_block_count(static_cast<uint32_t>(offsets.size()));
+  request.set_min_profile(floor);
+  request.set_encoded(true);
+  request.mutable_pages()->set_segment_id(segment_id);
+  for (uint64_t offset : offsets) {
+    request.mutable_pages()->add_places()->add_chunk_offsets(offset);
+  }
+  wire::LoadResponse reply;
+  FQ_RETURN_IF_ERROR(FromGrpc(stub_->Load(NewContext().get(), request, &reply)));
+  FQ_RETURN_IF_ERROR(CheckLinkReply(reply, offsets.size()));
+  return reply;
+}
+
 absl::StatusOr<RemoteBlocks> TakeApart(std::unique_ptr<wire::LoadResponse> reply, uint32_t count) {
-  FQ_RETURN_IF_ERROR(Expect("statuses", static_cast<uint64_t>(reply->statuses_size()), count));
-  FQ_RETURN_IF_ERROR(Expect("sizes", static_cast<uint64_t>(reply->sizes_size()), count));
-  FQ_RETURN_IF_ERROR(
-      Expect("refinement_sizes", static_cast<uint64_t>(reply->refinement_sizes_size()), count));
+  FQ_RETURN_IF_ERROR(CheckCounts(*reply, count));
   RemoteBlocks result{std::move(reply), std::vector<RemoteBlocks::Block>(count)};
   ExtentReader extents(*result.reply);
   for (uint32_t i = 0; i < count; ++i) {

@@ -79,6 +79,17 @@ class RemoteSession {
   absl::StatusOr<RemoteBlocks> Load(const std::string& lease, uint32_t first, uint32_t count,
                                     flashquant::v1::Profile floor);
 
+  // As of kv_cache.proto, "Peer links"; ids have their 128 bytes.
+  absl::StatusOr<flashquant::v1::OpenPeerLinkResponse> OpenLink(const std::string& device_uuid,
+                                                                uint64_t window_bytes);
+  // Encoded, over that link, one block for each offset in its window. Per block the reply has
+  // status and sizes, per extent that is coming a sum.
+  absl::StatusOr<flashquant::v1::LoadResponse> LoadOverLink(const std::string& lease,
+                                                            uint32_t first,
+                                                            flashquant::v1::Profile floor,
+                                                            uint32_t segment_id,
+                                                            const std::vector<uint64_t>& offsets);
+
  private:
   using Stream =
       grpc::ClientReaderWriter<flashquant::v1::SessionRequest, flashquant::v1::SessionResponse>;

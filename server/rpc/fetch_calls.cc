@@ -72,7 +72,8 @@ void Count(const Metrics& metrics, const FetchRun& run, const absl::Status& stat
   for (BlockOutcome outcome : run.outcomes()) {
     metrics.Add(Metric::kFetchedBlocks, {ResultName(outcome)}, 1);
   }
-  metrics.Add(Metric::kFetchedBytes, {"grpc"}, static_cast<double>(run.bytes()));
+  metrics.Add(Metric::kFetchedBytes, {"grpc"}, static_cast<double>(run.grpc_bytes()));
+  metrics.Add(Metric::kFetchedBytes, {"nccl"}, static_cast<double>(run.nccl_bytes()));
   if (!status.ok()) metrics.Add(Metric::kFetchesStopped, {ReasonName(status.code())}, 1);
 }
 

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "server/descriptor.h"
+#include "server/rpc/fetch_link.h"
 #include "server/rpc/to_calls.h"
 
 namespace fq {
@@ -110,9 +111,11 @@ absl::StatusOr<std::unique_ptr<RemoteSession>> FetchRun::Open(const RemoteLimits
 }
 
 absl::Status FetchRun::LoadMissing(const CallContext& call, const wire::LookupResponse& found) {
+  // What fails on the way between the GPUs is fetched the other way.
+  if (WorthALink(found) && LoadOverLink(call, found).ok()) return absl::OkStatus();
   uint32_t i = 0;
   while (i < found.matched_blocks()) {
-    if (outcomes_[i] == BlockOutcome::kExists) {
+    if (!Lacks(i)) {
       ++i;
       continue;
     }
@@ -130,7 +133,7 @@ absl::StatusOr<uint32_t> FetchRun::PieceAt(uint32_t first,
       std::min(node_->options().max_inline_bytes, remote_->opened().max_inline_bytes());
   uint64_t bytes = 0;
   uint32_t i = first;
-  for (; i < found.matched_blocks() && outcomes_[i] != BlockOutcome::kExists; ++i) {
+  for (; i < found.matched_blocks() && Lacks(i); ++i) {
     const uint64_t more = found.stored_bytes(static_cast<int>(i));
     if (more > room - bytes) break;
     bytes += more;
@@ -154,6 +157,62 @@ absl::Status FetchRun::LoadPiece(const std::string& lease, uint32_t first, uint3
   return absl::OkStatus();
 }
 
+bool FetchRun::WorthALink(const wire::LookupResponse& found) const {
+  if (!FetchLink::Possible(*node_, *remote_)) return false;
+  uint64_t bytes = 0;
+  for (uint32_t i = 0; i < found.matched_blocks(); ++i) {
+    const uint64_t more = Lacks(i) ? found.stored_bytes(static_cast<int>(i)) : 0;
+    bytes += std::min(more, node_->options().fetch_link_bytes);
+  }
+  return bytes >= node_->options().fetch_link_bytes;
+}
+
+absl::Status FetchRun::LoadOverLink(const CallContext& call, const wire::LookupResponse& found) {
+  FQ_ASSIGN_OR_RETURN(const auto link, FetchLink::Open(node_, space_, remote_.get()));
+  uint32_t i = 0;
+  while (i < found.matched_blocks()) {
+    if (!Lacks(i)) {
+      ++i;
+      continue;
+    }
+    FQ_RETURN_IF_ERROR(call.Check());
+    FQ_ASSIGN_OR_RETURN(auto blocks, ReservePiece(call, i, found, link->window_bytes()));
+    if (blocks.empty()) continue;
+    const FetchLink::Piece piece{found.lease_id(), i, floor_, absl::MakeSpan(blocks),
+                                 absl::MakeSpan(pins_).subspan(i, blocks.size())};
+    FQ_ASSIGN_OR_RETURN(const auto outcomes, link->Load(call, piece));
+    for (size_t j = 0; j < outcomes.size(); ++j) {
+      outcomes_[i + j] = outcomes[j];
+      if (outcomes[j] == BlockOutcome::kOk) nccl_bytes_ += CodedBytes(pins_[i + j]);
+    }
+    i += static_cast<uint32_t>(blocks.size());
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<IncomingBlock>> FetchRun::ReservePiece(const CallContext& call,
+                                                                  uint32_t first,
+                                                                  const wire::LookupResponse& found,
+                                                                  uint64_t window_bytes) {
+  std::vector<IncomingBlock> blocks;
+  uint64_t used = 0;
+  for (uint32_t i = first; i < found.matched_blocks() && Lacks(i); ++i) {
+    IncomingBlock block;
+    const BlockOutcome outcome = node_->page_path().ReserveIncoming(
+        call, space_, {keys_[i], i, kBlockTokens},
+        static_cast<Profile>(found.profiles(static_cast<int>(i))), block, pins_[i]);
+    if (outcome == BlockOutcome::kExists) outcomes_[i] = outcome;
+    if (outcome == BlockOutcome::kExists) break;
+    used = outcome == BlockOutcome::kOk ? FetchLink::EndOf(block, used) : UINT64_MAX;
+    if (used > window_bytes && blocks.empty()) {
+      return absl::ResourceExhaustedError("no room on the GPU, or for a block in the window");
+    }
+    if (used > window_bytes) break;
+    blocks.push_back(std::move(block));
+  }
+  return blocks;
+}
+
 BlockOutcome FetchRun::Publish(size_t i, const RemoteBlocks::Block& block) {
   if (block.status == wire::BLOCK_STATUS_BELOW_FLOOR) return BlockOutcome::kBelowFloor;
   if (block.status != wire::BLOCK_STATUS_OK) return BlockOutcome::kMiss;
@@ -161,7 +220,7 @@ BlockOutcome FetchRun::Publish(size_t i, const RemoteBlocks::Block& block) {
   const EncodedBlock encoded{
       {keys_[i], static_cast<uint32_t>(i), kBlockTokens}, block.primary, block.refinement};
   const BlockOutcome outcome = node_->page_path().PublishEncoded(space_, encoded, pins_[i]);
-  if (outcome == BlockOutcome::kOk) bytes_ += block.primary.size() + block.refinement.size();
+  if (outcome == BlockOutcome::kOk) grpc_bytes_ += block.primary.size() + block.refinement.size();
   return outcome;
 }
 

@@ -28,7 +28,9 @@ class FetchRun {
   absl::Status Run(const CallContext& call, const Source& source);
 
   const std::vector<BlockOutcome>& outcomes() const { return outcomes_; }  // [keys]
-  uint64_t bytes() const { return bytes_; }  // of extents that were published
+  // Of extents that were published, by how they came.
+  uint64_t grpc_bytes() const { return grpc_bytes_; }
+  uint64_t nccl_bytes() const { return nccl_bytes_; }
 
  private:
   size_t FindWhatIsHere();  // returns how many blocks to ask for: up to the last that is missing
@@ -36,6 +38,14 @@ class FetchRun {
   absl::StatusOr<std::unique_ptr<RemoteSession>> Open(const RemoteLimits& limits,
                                                       const Source& source) const;
   absl::Status LoadMissing(const CallContext& call, const wire::LookupResponse& found);
+  bool Lacks(size_t i) const { return outcomes_[i] == BlockOutcome::kMiss; }
+  bool WorthALink(const wire::LookupResponse& found) const;
+  absl::Status LoadOverLink(const CallContext& call, const wire::LookupResponse& found);
+  // Room on the GPU for blocks from `first` on, as many as one Load may bring; none when the first
+  // one is here by now.
+  absl::StatusOr<std::vector<IncomingBlock>> ReservePiece(const CallContext& call, uint32_t first,
+                                                          const wire::LookupResponse& found,
+                                                          uint64_t window_bytes);
   // Blocks from `first` on that one reply may carry; at least one.
   absl::StatusOr<uint32_t> PieceAt(uint32_t first, const wire::LookupResponse& found) const;
   absl::Status LoadPiece(const std::string& lease, uint32_t first, uint32_t count);
@@ -48,7 +58,7 @@ class FetchRun {
   std::unique_ptr<RemoteSession> remote_;
   std::vector<BlockOutcome> outcomes_;
   std::vector<Pin> pins_;  // a fetch must not evict its own first blocks
-  uint64_t bytes_ = 0;
+  uint64_t grpc_bytes_ = 0, nccl_bytes_ = 0;
 };
 
 }  // namespace fq

@@ -154,7 +154,7 @@ absl::Status KvCacheCalls::EndStore(const CallContext& call, PeerStore& store,
 absl::Status KvCacheCalls::OpenPeerLink(const std::string& tenant,
                                         const wire::OpenPeerLinkRequest& request,
                                         wire::OpenPeerLinkResponse& response) const {
-  FQ_ASSIGN_OR_RETURN(const auto session, FindSessionToStore(tenant, request.session_id()));
+  FQ_ASSIGN_OR_RETURN(const auto session, FindSession(tenant, request.session_id()));
   return DoOpenPeerLink(*node_, *session, request, response);
 }
 

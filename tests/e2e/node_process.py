@@ -25,8 +25,9 @@ LEASE_MS = 600_000  # no lease ends while a test is held up
 class Node:
     """Start it with flags; `stop` it, `kill` it, start it again on the same socket."""
 
-    def __init__(self, **flags: object) -> None:
+    def __init__(self, program: pathlib.Path = FLASHQUANTD, **flags: object) -> None:
         """`host_bytes="4MiB"` becomes --host-bytes=4MiB. No metrics port unless asked for."""
+        self.program = program
         self.folder = pathlib.Path(tempfile.mkdtemp(prefix="fq-"))  # short: sockets have 107 bytes
         self.socket = self.folder / "fq.sock"
         self.endpoint = f"unix://{self.socket}"
@@ -44,7 +45,7 @@ class Node:
 
     def start(self) -> "Node":
         """Returns once it answers; AssertionError with its log when it does not."""
-        self.process = spawn(self.flags, self.folder / "log")
+        self.process = spawn(self.flags, self.folder / "log", self.program)
         limit = time.monotonic() + WAIT_SECONDS
         while time.monotonic() < limit and self.process.poll() is None:
             try:
@@ -105,10 +106,11 @@ def arguments(flags: dict[str, object]) -> list[str]:
     return result
 
 
-def spawn(flags: dict[str, object], log: pathlib.Path) -> subprocess.Popen:
+def spawn(flags: dict[str, object], log: pathlib.Path,
+          program: pathlib.Path = FLASHQUANTD) -> subprocess.Popen:
     """flashquantd with these flags and nothing from this process's environment."""
     with log.open("ab") as out:
-        return subprocess.Popen([FLASHQUANTD, *arguments(flags)], stdout=out, stderr=out,
+        return subprocess.Popen([program, *arguments(flags)], stdout=out, stderr=out,
                                 stdin=subprocess.DEVNULL, env={"PATH": os.defpath})
 
 

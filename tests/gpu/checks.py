@@ -110,6 +110,7 @@ class Checks:
 
     def _checks_of_two(self) -> Iterator[Check]:
         yield self._nccl_test()
+        yield self._script("check_fetch", *self._build)
 
     def _bench(self) -> Iterator[Check]:
         for name in ("pages", "device", "attend"):

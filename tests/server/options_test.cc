@@ -151,6 +151,7 @@ INSTANTIATE_TEST_SUITE_P(
         Refused{{"--fetch-from=node-b"}, {"fetch-from", "node-b", "host:port"}},
         Refused{{"--fetch-tls-cert=c"}, {"fetch-tls-cert", "c", "fetch-tls-key"}},
         Refused{{"--fetch-tls-cert=c", "--fetch-tls-key=k"}, {"fetch-tls-cert", "fetch-tls-ca"}},
+        Refused{{"--fetch-link-bytes=0"}, {"fetch-link-bytes", "0", "1"}},
         Refused{{"--max-fetches=0"}, {"max-fetches", "0", "1..64"}},
         Refused{{"--max-fetches=65"}, {"max-fetches", "65", "1..64"}},
         Refused{{"--trusted-node=node-b"}, {"trusted-node", "node-b", "tls-client-ca"}},

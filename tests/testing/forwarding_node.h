@@ -34,6 +34,7 @@ class ForwardingNode final : public flashquant::v1::KvCache::Service {
   Hook<flashquant::v1::SessionResponse> on_session;
   Hook<flashquant::v1::LookupResponse> on_lookup;
   Hook<flashquant::v1::LoadResponse> on_load;
+  Hook<flashquant::v1::OpenPeerLinkResponse> on_link;
 
   // Ends every connection, calls under way included. Not from a hook.
   void Die() { server_->Shutdown(std::chrono::system_clock::now()); }
@@ -68,6 +69,14 @@ class ForwardingNode final : public flashquant::v1::KvCache::Service {
     grpc::ClientContext upstream;
     const grpc::Status status = stub_->Load(&upstream, *request, reply);
     return status.ok() ? Changed(on_load, *context, *reply) : status;
+  }
+
+  grpc::Status OpenPeerLink(grpc::ServerContext* context,
+                            const flashquant::v1::OpenPeerLinkRequest* request,
+                            flashquant::v1::OpenPeerLinkResponse* reply) override {
+    grpc::ClientContext upstream;
+    const grpc::Status status = stub_->OpenPeerLink(&upstream, *request, reply);
+    return status.ok() ? Changed(on_link, *context, *reply) : status;
   }
 
  private:

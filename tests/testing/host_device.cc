@@ -252,10 +252,11 @@ void HostWorkerEvent::Complete() {
   state_->completed = state_->recorded;
 }
 
-HostDevice::HostDevice(uint64_t total_bytes) : state_(std::make_shared<State>()) {
+HostDevice::HostDevice(uint64_t total_bytes, uint32_t number) : state_(std::make_shared<State>()) {
   state_->free_bytes = total_bytes;
   info_.name = "host memory in the place of a GPU";
   info_.uuid = {0xF0, 0x0D};
+  std::memcpy(&info_.uuid[2], &number, sizeof(number));
   info_.total_bytes = total_bytes;
 }
 HostDevice::~HostDevice() = default;

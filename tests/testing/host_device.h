@@ -55,8 +55,8 @@ class HostWorkerEvent {
 
 class HostDevice final : public Device {
  public:
-  // With `total_bytes` for its spaces.
-  explicit HostDevice(uint64_t total_bytes = uint64_t{256} << 20);
+  // With `total_bytes` for its spaces; of another `number` it is another GPU.
+  explicit HostDevice(uint64_t total_bytes = uint64_t{256} << 20, uint32_t number = 0);
   ~HostDevice() override;
 
   // Faults, and what tests look at.

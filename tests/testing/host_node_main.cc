@@ -2,6 +2,7 @@
 // (host_device.h), sockets in NCCL's (socket_comm.h; they lie beside --socket). Takes flashquantd's
 // options but --device and --nccl, and runs until SIGTERM.
 #include <signal.h>
+#include <unistd.h>
 
 #include <cstdio>
 #include <string>
@@ -31,7 +32,9 @@ int Main(int argc, char** argv) {
   const auto log = Log::ToStderr(LogLevel::kInfo, LogFormat::kText);
   NodeParts parts;
   parts.log = log.get();
-  parts.device = std::make_unique<HostDevice>(options.device_bytes + options.peer_window_bytes);
+  // Every process is a GPU of its own.
+  parts.device = std::make_unique<HostDevice>(options.device_bytes + options.peer_window_bytes,
+                                              static_cast<uint32_t>(getpid()));
   parts.peers =
       std::make_unique<SocketTransport>(options.socket.substr(0, options.socket.find_last_of('/')));
   auto server = Server::Start(options, std::move(parts));

@@ -107,8 +107,8 @@ class Worker {
     std::string down, up;
     words >> down >> up;
     const Clock::time_point begin = Clock::now();
-    down_.comm = Value(JoinNcclAs(*nccl_, 1, FromHex(down), PeerDirection::kReceive));
-    up_.comm = Value(JoinNcclAs(*nccl_, 1, FromHex(up), PeerDirection::kSend));
+    down_.comm = Value(nccl_->JoinOther(FromHex(down), PeerDirection::kReceive));
+    up_.comm = Value(nccl_->JoinOther(FromHex(up), PeerDirection::kSend));
     for (Lane* lane : {&down_, &up_}) lane->Start({{window_, kHelloBytes}});
     for (Lane* lane : {&down_, &up_}) lane->AwaitAll();
     return absl::StrCat(std::chrono::duration<double, std::milli>(Clock::now() - begin).count());

@@ -177,6 +177,11 @@ absl::StatusOr<std::unique_ptr<PeerComm>> SocketTransport::Join(const PeerId& id
   return comm;
 }
 
+absl::StatusOr<std::unique_ptr<PeerComm>> SocketTransport::JoinOther(const PeerId& id,
+                                                                     PeerDirection direction) {
+  return ConnectSocketComm(id, direction);
+}
+
 absl::StatusOr<std::unique_ptr<PeerComm>> ConnectSocketComm(const PeerId& id,
                                                             PeerDirection direction) {
   const sockaddr_un address = AddressOf(id);

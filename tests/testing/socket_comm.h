@@ -21,6 +21,8 @@ class SocketTransport final : public PeerTransport {
   absl::StatusOr<PeerId> MakeId() override;
   absl::StatusOr<std::unique_ptr<PeerComm>> Join(const PeerId& id,
                                                  PeerDirection direction) override;
+  absl::StatusOr<std::unique_ptr<PeerComm>> JoinOther(const PeerId& id,
+                                                      PeerDirection direction) override;
 
  private:
   const std::string folder_, version_ = "2.29.7";

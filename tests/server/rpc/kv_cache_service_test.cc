@@ -375,12 +375,6 @@ TEST_F(KvCacheServiceTest, SessionForAnotherTenant_ReadsItsBlocksAndDoesNothingE
   EXPECT_EQ(client_.Store(store, stored).error_code(), Code::PERMISSION_DENIED);
   store.set_peer_sequence(1);
   EXPECT_EQ(client_.Store(store, stored).error_code(), Code::PERMISSION_DENIED);
-  grpc::ClientContext context;
-  wire::OpenPeerLinkRequest link;
-  link.set_session_id(ToBytes(session->id));
-  wire::OpenPeerLinkResponse opened;
-  EXPECT_EQ(client_.stub().OpenPeerLink(&context, link, &opened).error_code(),
-            Code::PERMISSION_DENIED);
   wire::LookupRequest lookup = client_.LookupOf(keys);
   lookup.set_session_id(ToBytes(session->id));
   wire::LookupResponse found;
