@@ -6,6 +6,8 @@
 #include <utility>
 
 #include "absl/status/status.h"
+#include "absl/strings/escaping.h"
+#include "absl/strings/str_cat.h"
 #include "kernels/base/status_macros.h"
 #include "server/connections/tls.h"
 #include "server/rpc/fetch_run.h"
@@ -96,7 +98,8 @@ absl::Status FetchCalls::Fetch(const CallContext& call, const grpc::CallbackServ
                                wire::FetchResponse& response) const {
   const FetchRun::Source source{nodes_.Find(request.node()), parent};
   if (source.channel == nullptr) {
-    return absl::PermissionDeniedError("node: none of this node's --fetch-from");
+    return absl::PermissionDeniedError(absl::StrCat("node = ", absl::CHexEscape(request.node()),
+                                                    ": none of this node's --fetch-from"));
   }
   FetchRun run(node_, *session.space, ToKeys(request.keys()), request.min_profile());
   const absl::Status status = run.Run(WithTimeToReply(call), source);
