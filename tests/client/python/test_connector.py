@@ -30,6 +30,11 @@ def test_options_defaults_need_a_codec_set_or_another_profile():
     assert parse_options({"profile": "exact"}) == Options(profile="exact")
 
 
+@pytest.mark.parametrize("endpoint", ["unix:///run/s", "node-a:7600", "127.0.0.1:1", "[::1]:7600"])
+def test_options_endpoint_is_a_socket_or_host_and_port(endpoint):
+    assert parse_options({"profile": "exact", "endpoint": endpoint}).endpoint == endpoint
+
+
 @pytest.mark.parametrize("config,text", [
     ({"profil": "exact"}, "unknown option 'profil'; known: endpoint"),
     ({"profile": "tiny"}, "'tiny' is none of exact"),
@@ -37,6 +42,9 @@ def test_options_defaults_need_a_codec_set_or_another_profile():
     ({"profile": "exact", "save": 1}, "save must be of type bool"),
     ({"profile": "exact", "staging_bytes": True}, "staging_bytes must be of type int"),
     ({"profile": "exact", "load_timeout_ms": 0}, "load_timeout_ms must be > 0, got 0"),
+    ({"profile": "exact", "endpoint": "/run/s"}, "endpoint '/run/s' is neither unix:///path nor"),
+    ({"profile": "exact", "endpoint": "http://h:1"}, "'http://h:1' is neither"),
+    ({"profile": "exact", "endpoint": "h"}, "endpoint 'h' is neither"),
     ({"profile": "exact", "namespace": "a b"}, "namespace 'a b' is not"),
     ({"profile": "exact", "max_match_tokens": -1}, "max_match_tokens must be >= 0, got -1"),
     ({"profile": "exact", "min_profile": "universal"}, "min_profile universal"),

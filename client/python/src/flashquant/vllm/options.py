@@ -12,6 +12,7 @@ from flashquant.wire import Profile
 
 CODEC_SET_HEADER_BYTES = 64
 CODEC_SET_ID = slice(24, 56)
+ENDPOINT = re.compile(r"unix:///.+|[^/]+:[0-9]{1,5}")
 NAMESPACE_NAME = re.compile(r"[a-zA-Z0-9._/-]{1,128}")
 REQUEST_PROFILE = "flashquant_profile"
 REQUEST_MIN_PROFILE = "flashquant_min_profile"
@@ -66,6 +67,9 @@ def parse_options(config: Mapping[str, Any]) -> Options:
                  "nccl_window_bytes"):
         if not getattr(options, name) > 0:
             raise ValueError(f"FlashQuant: {name} must be > 0, got {getattr(options, name)}")
+    if not ENDPOINT.fullmatch(options.endpoint):
+        raise ValueError(f"FlashQuant: endpoint {options.endpoint!r} is neither unix:///path nor "
+                         "host:port")
     if options.namespace and not NAMESPACE_NAME.fullmatch(options.namespace):
         raise ValueError(f"FlashQuant: namespace {options.namespace!r} is not 1..128 of "
                          "a-z A-Z 0-9 . _ / -")
