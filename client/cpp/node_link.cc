@@ -6,6 +6,7 @@
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/security/credentials.h>
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -24,7 +25,7 @@ namespace fq::client {
 namespace {
 
 constexpr int kReconnectMsFirst = 50;
-constexpr int kConnectMs = 2000;  // given to one attempt; calls end at their own deadlines
+constexpr int kConnectMsLeast = 2000, kConnectMsMost = 3'600'000;
 constexpr int kReconnectMsMax = 1000;
 
 using Stub = grpc::TemplatedGenericStub<grpc::ByteBuffer, grpc::ByteBuffer>;
@@ -83,12 +84,18 @@ absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> CredentialsOf(
   return grpc::SslCredentials({tls.ca, tls.key, tls.cert});
 }
 
+// Given to one attempt to connect: no less than to a call, which would end as if nobody were there.
+int ConnectMs(const ClientOptions& options) {
+  return static_cast<int>(std::clamp<int64_t>(absl::ToInt64Milliseconds(options.deadline),
+                                              kConnectMsLeast, kConnectMsMost));
+}
+
 grpc::ChannelArguments Arguments(const ClientOptions& options) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(static_cast<int>(options.max_message_bytes));
   arguments.SetMaxSendMessageSize(static_cast<int>(options.max_message_bytes));
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, kReconnectMsFirst);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectMs);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, ConnectMs(options));
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, kReconnectMsMax);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   arguments.SetInt(GRPC_ARG_ENABLE_HTTP_PROXY, 0);  // would read the environment

@@ -69,6 +69,16 @@ TEST(NodeLink, SilentNode_EndsAtTheDeadline) {
   EXPECT_GE(absl::Now() - begin, absl::Milliseconds(99));  // how exact it is: session_test.cc
 }
 
+// One that is slow to take a connection is waited for as long as calls may take.
+TEST(NodeLink, SilentNode_IsNotGivenUpBeforeTheDeadline) {
+  const SilentSocket node;
+  ClientOptions options = OptionsFor("unix://" + node.path());
+  options.deadline = absl::FromChrono(kPatience);
+  const auto link = *NodeLink::Create(options);
+  const auto reply = link->Call(kMethod, Nothing(), absl::Now() + absl::Milliseconds(2500));
+  EXPECT_TRUE(absl::IsDeadlineExceeded(reply.status())) << reply.status();
+}
+
 TEST(NodeLink, FailuresInARow_OpenTheBreaker) {
   const SilentSocket node;
   const auto link = *NodeLink::Create(OptionsFor("unix://" + node.path()));
