@@ -88,8 +88,8 @@ TEST_F(ConnectionTest, HalfOpenHandshake_IsGivenUpAndNeverReachesGrpc) {
   const TestCertificate node = MakeCertificate(folder.path(), "node");
   context_.tls = *TlsContext::Load({node.cert, node.key, ""});
   context_.times.introduction = Milliseconds(50);
-  const auto connection = Connect(Peer::Transport::kTls);
   SendAll(sockets_.second, std::string("\x16\x03\x01\x00\xc8", 5));
+  const auto connection = Connect(Peer::Transport::kTls);
   EXPECT_TRUE(Eventually(
       [this] { return Ended() == "somewhere: DEADLINE_EXCEEDED: no TLS handshake within 50 ms"; }));
   EXPECT_FALSE(Served());
