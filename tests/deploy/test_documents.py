@@ -107,7 +107,7 @@ def test_defaults_in_the_guides_are_those_of_the_node(node):
         told = re.findall(rf"`({OPTION})`(?: \(|, )([\d,.]*\d)( s| KiB| MiB| GiB|)\b", guide(name))
         for option, number, unit in told:
             value = float(number.replace(",", "")) * UNITS[unit]
-            assert value == float(defaults[option]), (name, option, number + unit)
+            assert value == float(defaults.get(option, "nan")), (name, option, number + unit)
             checked += 1
     assert checked > 4
 
