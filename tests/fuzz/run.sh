@@ -24,6 +24,6 @@ for target in $targets; do
   echo "== $target, $seconds s"
   # Debian's Abseil and protobuf are not instrumented, so container checks would be wrong.
   ASAN_OPTIONS=detect_container_overflow=0 "build/fuzz/bin/$target" "$found" \
-    "tests/fuzz/corpus/$target" -max_total_time="$seconds" -rss_limit_mb=1024 -timeout=10 \
+    "tests/fuzz/corpus/$target" -max_total_time="$seconds" -rss_limit_mb=1024 -timeout=60 \
     -max_len=8192 -artifact_prefix="$found/" -print_final_stats=1 -verbosity=0
 done

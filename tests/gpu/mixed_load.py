@@ -1,6 +1,7 @@
 """Workers under mixed load on one node, one killed at a time: no wrong page, no memory kept."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from paged_worker import gpu_bytes_used
 from flashquant.local_node import LocalNode
 
 START_S = 120.0
-GONE_S = 10.0
+GONE_S = 60.0
 
 
 class Workers:
@@ -48,12 +49,12 @@ class Workers:
 
     def kill_oldest(self) -> float:
         """SIGKILL; seconds until the node has one session less."""
-        before = self._node.status().sessions
+        before = self._node.status(GONE_S).sessions
         victim = self._running.pop(0)
         victim.send_signal(signal.SIGKILL)
         victim.wait()
         begin_s = time.monotonic()
-        while self._node.status().sessions >= before:
+        while self._node.status(GONE_S).sessions >= before:
             if time.monotonic() > begin_s + GONE_S:
                 raise RuntimeError(f"the node kept a dead worker's session for {GONE_S} s")
             time.sleep(0.01)
@@ -147,11 +148,11 @@ def run_and_kill(workers: Workers, seconds: float, count: int,
         workers.start(seconds)
     workers.wait_busy()
     begin_s, gone_s = time.monotonic(), []
-    while (left_s := begin_s + seconds - time.monotonic()) > kill_every_s:
+    for _ in range(math.ceil(seconds / kill_every_s) - 1):
         time.sleep(kill_every_s)
         workers.wait_busy()
         gone_s.append(workers.kill_oldest())
-        workers.start(left_s - kill_every_s)
+        workers.start(begin_s + seconds - time.monotonic())
     workers.join(seconds + START_S)
     return gone_s, time.monotonic() - begin_s
 

@@ -29,8 +29,8 @@ from flashquant.vllm.transport import Transport
 from flashquant.vllm.worker_core import WorkerCore
 from flashquant.wire import Profile
 
-# Of sessions: a node under compute-sanitizer takes a minute to load a codec set.
-DEADLINES = Deadlines(lookup_s=5.0, load_s=20.0, store_s=20.0, connect_s=80.0)
+# A node under compute-sanitizer takes a minute to load a codec set, and a machine may be held up.
+DEADLINES = Deadlines(lookup_s=60.0, load_s=60.0, store_s=60.0, connect_s=80.0)
 READY_S = 100.0
 STAGING_BYTES = {"cuda": 1 << 30, "cpu": 128 << 20}  # a CPU is only there to test the rest
 BLOCKS_PER_CHECK = 32
@@ -217,7 +217,7 @@ class PagedWorker:
             self.counters[name] = self.counters.get(name, 0) + count
         return saved, loaded, bad
 
-    def wait(self, request: str, loads: bool, timeout_s: float = 60.0) -> set[int]:
+    def wait(self, request: str, loads: bool, timeout_s: float = READY_S) -> set[int]:
         """Steps until a request is loaded (or saved); engine blocks that did not load."""
         deadline_s, bad = time.monotonic() + timeout_s, set()
         while time.monotonic() < deadline_s:

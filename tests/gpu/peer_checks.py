@@ -26,7 +26,7 @@ from flashquant.wire import Profile
 PROFILES = (Profile.EXACT, Profile.COMPACT)
 INLINE_BLOCKS = 32
 EXTENT_ALIGNMENT, REGION_ALIGNMENT = 64, 256
-GONE_S = 30.0
+GONE_S = 120.0
 LINKS = "fq_peer_links"
 
 

@@ -23,6 +23,7 @@ NODE_GPU, WORKER_GPU = "cuda:0", "cuda:1"
 CPU_UUID = bytes(range(100, 116))
 TIMEOUT_S = 20.0
 POLL_S = 20e-6
+PATIENT_MS = 60_000  # where nothing should be given up, on a machine that may be held up
 
 
 def peers_for(device: str, window_bytes: int) -> PeerOptions | None:
@@ -33,15 +34,17 @@ def peers_for(device: str, window_bytes: int) -> PeerOptions | None:
         sys.path.append(str(ROOT / "tests/client/python"))
         from socket_comm import connect
 
-        return PeerOptions(CPU_UUID, connect, window_bytes)
+        return PeerOptions(CPU_UUID, connect, window_bytes, PATIENT_MS / 1e3)
     pointer = torch.zeros(1, device=device).data_ptr()
     return PeerOptions(device_uuid(pointer), nccl.connect, window_bytes)
 
 
-def node_with_peers(build: Path, device: str) -> tuple[Path, tuple[str, ...]]:
-    """(program, arguments) of a node for workers on `device`."""
-    limits = ("--max-blocks-per-call=4096", "--max-segment-bytes=16GiB", "--peer-timeout-ms=3000",
-              "--max-inline-bytes=64MiB", "--peer-window-bytes=16GiB")
+def node_with_peers(build: Path, device: str,
+                    timeout_ms: int = 3000) -> tuple[Path, tuple[str, ...]]:
+    """(program, arguments) of a node for workers on `device`, that gives up an operation then."""
+    limits = ("--max-blocks-per-call=4096", "--max-segment-bytes=16GiB",
+              f"--peer-timeout-ms={timeout_ms}", "--max-inline-bytes=64MiB",
+              "--peer-window-bytes=16GiB")
     if torch.device(device).type == "cpu":
         return build / "bin" / "host_node", limits
     path = next((path for path, _ in nccl.candidates() if Path(path).is_file()), nccl.NAME)

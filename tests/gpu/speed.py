@@ -49,7 +49,7 @@ def timed(call: Callable[[], object]) -> float:
 
 def request_seconds(node: LocalNode) -> dict[str, float]:
     """Sums and counts of the node's own clock, by metric."""
-    counters = node.status(timeout_s=10).counters
+    counters = node.status(timeout_s=60).counters
     return {name: value for name, value in counters.items() if "request_duration" in name}
 
 
@@ -134,7 +134,7 @@ class CallBench:
         place, chunks = self._row(self.target, count)
         self._settle()
         begin_s = time.perf_counter()
-        hold = self._transport.begin_load(place, chunks, 1.0)
+        hold = self._transport.begin_load(place, chunks, 60.0)
         reply = self._worker.client.load(self._link, pb.LoadRequest(
             session_id=self._link.session_id, lease_id=lease_id, block_count=count,
             min_profile=profile.own_floor, pages=self._transport.pages(hold)))
@@ -149,8 +149,8 @@ class CallBench:
         """Lookups of one block that is not there, each way: what a call alone takes from Python."""
         request = pb.LookupRequest(session_id=self._link.session_id, keys=bytes(KEY_BYTES),
                                    no_lease=True)
-        ways = {"grpc": lambda: self._link.stub.Lookup(request, timeout=5),
-                "call socket": lambda: self._link.calls.start("Lookup", request, 5).result()}
+        ways = {"grpc": lambda: self._link.stub.Lookup(request, timeout=60),
+                "call socket": lambda: self._link.calls.start("Lookup", request, 60).result()}
         results = []
         for way, call in ways.items():
             before = request_seconds(self._node)

@@ -47,7 +47,7 @@ def stall(worker: PagedWorker, device: str, window_bytes: int) -> list:
     calls = [client.call_with_callback(link, "Load", pb.LoadRequest(
         session_id=link.session_id, lease_id=match.lease_id, block_count=BLOCKS,
         min_profile=Profile.EXACT, pages=load), CALL_S)]
-    if not calls[0].result(timeout=20).peer_sequence:
+    if not calls[0].result(timeout=60).peer_sequence:
         raise RuntimeError("the node sends nothing")
     calls.append(client.call_with_callback(link, "Store", pb.StoreRequest(
         session_id=link.session_id, profile=Profile.EXACT, keys=never.keys(0, BLOCKS),

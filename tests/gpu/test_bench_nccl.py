@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from peer_checks import measure_correctness, measure_kills
 from peer_speed import measure_bandwidth
-from peers import node_with_peers, spread
+from peers import PATIENT_MS, node_with_peers, spread
 from shapes import SHAPES, write_made_up
 
 ROOT = Path(__file__).parents[2]
@@ -23,8 +23,8 @@ def codec_fixture(tmp_path_factory):
 
 
 def test_pages_decoded_and_encoded_come_right_by_the_link_alone(codec):
-    results = measure_correctness(*node_with_peers(BUILD, "cpu"), TINY, codec, "cpu", (1, 3, 20),
-                                  60)
+    results = measure_correctness(*node_with_peers(BUILD, "cpu", PATIENT_MS), TINY, codec, "cpu",
+                                  (1, 3, 20), 60)
     sizes = [result for result in results if result["name"] == "size"]
     assert len(sizes) == 6 and all(r["extents"] >= r["blocks"] for r in sizes)
     assert all(not r["wrong_pages"] and not r["wrong_extents"] for r in sizes)
@@ -35,7 +35,8 @@ def test_pages_decoded_and_encoded_come_right_by_the_link_alone(codec):
 
 
 def test_loads_and_saves_are_measured_by_bytes_and_seconds(codec):
-    results = measure_bandwidth(*node_with_peers(BUILD, "cpu"), TINY, codec, "cpu", (1, 8), 3)
+    results = measure_bandwidth(*node_with_peers(BUILD, "cpu", PATIENT_MS), TINY, codec, "cpu",
+                                (1, 8), 3)
     assert [(r["name"], r["profile"], r["bytes"]) for r in results] == [
         (name, profile, blocks * TINY.block_bytes)
         for profile, blocks in (("exact", 1), ("exact", 8), ("exact", 4 * 8), ("compact", 8))
