@@ -37,14 +37,14 @@ def test_every_scenario_is_run():
         assert [name for name in bench if name.startswith(script.__name__)] == wanted
 
 
-@pytest.mark.parametrize(("code", "why"), [
-    ("print('seen')", ""),
-    ("print('seen'); raise SystemExit(3)", "exit code 3"),
-    ("import time; print('seen', flush=True); time.sleep(600)", "not done after 5 s"),
+@pytest.mark.parametrize(("script", "why"), [
+    ("echo seen", ""),
+    ("echo seen; exit 3", "exit code 3"),
+    ("echo seen; sleep 600", "not done after 10 s"),  # enough for a shell to begin
 ])
-def test_outcome_and_log(tmp_path, capsys, code, why):
+def test_outcome_and_log(tmp_path, capsys, script, why):
     suite = Suite(tmp_path, [], minutes=60)
-    suite.run(python("one", code, seconds=5 if "sleep" in code else 60), {})
+    suite.run(Check("one", ["sh", "-c", script], 10 if "sleep" in script else 60), {})
     assert (suite.passed, suite.failed) == (([], ["one"]) if why else (["one"], []))
     assert (tmp_path / "one.log").read_text() == "seen\n"
     printed = capsys.readouterr().out
