@@ -4,6 +4,7 @@
 import argparse
 import sys
 
+from flashquant import __version__
 from flashquant.codec_set import CodecSetError
 
 
@@ -13,6 +14,7 @@ def _parser() -> argparse.ArgumentParser:
     from flashquant.evaluate import through_vllm_command as evaluate_vllm
 
     parser = argparse.ArgumentParser(prog="flashquant", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"flashquant {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     calibrate.add_parser(commands)
     evaluate.add_parser(commands)
@@ -21,7 +23,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit codes: 0 done, 1 the input does not fit or cannot be read, 2 wrong arguments."""
+    """Exit codes: 0 done, 1 arguments or input do not fit together or cannot be read, 2 arguments
+    that the parser does not take."""
     try:
         args = _parser().parse_args(arguments)
         return args.run(args)
