@@ -1,13 +1,18 @@
-// Tells ThreadSanitizer about absl::Mutex and absl::CondVar. Distributions build abseil without the
-// sanitizer, which then sees no lock taken and reports a race for all that a mutex guards. The
-// linker (absl_mutex.cmake) sends our calls here; each goes on to the real one.
+// Tells ThreadSanitizer about absl::Mutex, CondVar and Notification. Distributions build abseil
+// without the sanitizer, which then sees no lock taken and reports a race for all that a mutex
+// guards. The linker (absl_mutex.cmake) sends our calls here; each goes on to the real one.
 #include <sanitizer/tsan_interface.h>
 
 #include "absl/synchronization/mutex.h"
+#include "absl/synchronization/notification.h"
 
 // Names as the compiler mangles them: absl::debian3::Mutex::Lock() and so on.
 #define FQ_MUTEX(name) _ZN4absl7debian35Mutex##name
 #define FQ_CONDVAR(name) _ZN4absl7debian37CondVar##name
+#define FQ_NOTIFY _ZN4absl7debian312Notification6NotifyEv
+#define FQ_AWAIT _ZNK4absl7debian312Notification19WaitForNotificationEv
+#define FQ_TIMED_AWAIT \
+  _ZNK4absl7debian312Notification30WaitForNotificationWithTimeoutENS0_8DurationE
 #define FQ_JOIN(a, b) a##b
 #define FQ_NAME(a, b) FQ_JOIN(a, b)
 #define FQ_REAL(symbol) FQ_NAME(__real_, symbol)
@@ -106,5 +111,25 @@ void FQ_WRAP(FQ_CONDVAR(4WaitEPNS0_5MutexE))(absl::CondVar* changed, absl::Mutex
   }
 FQ_TIMED_WAIT(FQ_CONDVAR(15WaitWithTimeoutEPNS0_5MutexENS0_8DurationE), absl::Duration)
 FQ_TIMED_WAIT(FQ_CONDVAR(16WaitWithDeadlineEPNS0_5MutexENS0_4TimeE), absl::Time)
+
+// What comes before Notify() comes before what follows the wait.
+void FQ_REAL(FQ_NOTIFY)(absl::Notification*);
+void FQ_WRAP(FQ_NOTIFY)(absl::Notification* notification) {
+  __tsan_release(notification);
+  FQ_REAL(FQ_NOTIFY)(notification);
+}
+
+void FQ_REAL(FQ_AWAIT)(const absl::Notification*);
+void FQ_WRAP(FQ_AWAIT)(const absl::Notification* notification) {
+  FQ_REAL(FQ_AWAIT)(notification);
+  __tsan_acquire(const_cast<absl::Notification*>(notification));
+}
+
+bool FQ_REAL(FQ_TIMED_AWAIT)(const absl::Notification*, absl::Duration);
+bool FQ_WRAP(FQ_TIMED_AWAIT)(const absl::Notification* notification, absl::Duration t) {
+  const bool notified = FQ_REAL(FQ_TIMED_AWAIT)(notification, t);
+  if (notified) __tsan_acquire(const_cast<absl::Notification*>(notification));
+  return notified;
+}
 
 }  // extern "C"

@@ -1,4 +1,4 @@
-# Every target after this one tells ThreadSanitizer about absl::Mutex; why: absl_mutex.cc.
+# Every target after this one tells ThreadSanitizer about absl's locks; why: absl_mutex.cc.
 add_library(fq_absl_mutex_tsan OBJECT ${CMAKE_CURRENT_LIST_DIR}/absl_mutex.cc)
 target_link_libraries(fq_absl_mutex_tsan PUBLIC absl::synchronization)
 foreach(symbol
@@ -8,4 +8,8 @@ foreach(symbol
     7CondVar16WaitWithDeadlineEPNS0_5MutexENS0_4TimeE)
   target_link_options(fq_absl_mutex_tsan PUBLIC -Wl,--wrap=_ZN4absl7debian3${symbol})
 endforeach()
+target_link_options(fq_absl_mutex_tsan PUBLIC
+  -Wl,--wrap=_ZN4absl7debian312Notification6NotifyEv
+  -Wl,--wrap=_ZNK4absl7debian312Notification19WaitForNotificationEv
+  -Wl,--wrap=_ZNK4absl7debian312Notification30WaitForNotificationWithTimeoutENS0_8DurationE)
 link_libraries(fq_absl_mutex_tsan)
