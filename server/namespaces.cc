@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "kernels/base/status_macros.h"
+#include "server/to_bytes.h"
 
 namespace fq {
 namespace {
@@ -23,9 +24,7 @@ SlabShape ShapeOf(const Descriptor& descriptor, const Range& range) {
   return shape;
 }
 
-std::string HexOf(const CodecSetId& id) {
-  return absl::BytesToHexString(std::string(id.begin(), id.end()));
-}
+std::string HexOf(const CodecSetId& id) { return absl::BytesToHexString(ToBytes(id)); }
 
 absl::Status CheckFits(const CodecSet& set, const Descriptor& d) {
   auto check = [](absl::string_view field, uint64_t asked, uint64_t has) -> absl::Status {

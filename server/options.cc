@@ -182,21 +182,15 @@ Values ReadEnvironment(absl::Span<const std::string> environment) {
   return values;
 }
 
-bool IsOption(const std::string& name) {
-  bool is = false;
-  Options options;
-  ForEachOption(options, [&](const char* known, const auto&, const char*) { is |= name == known; });
-  return is;
-}
-
-// Whether the option of that name may have several values.
-bool IsList(const std::string& option) {
-  bool list = false;
+// How many values the option of that name may have; 0: there is none.
+size_t MostValues(const std::string& option) {
+  size_t most = 0;
   Options options;
   ForEachOption(options, [&](const char* name, auto& field, const char*) {
-    if (option == name) list = std::is_same_v<decltype(field), std::vector<std::string>&>;
+    if (option != name) return;
+    most = std::is_same_v<decltype(field), std::vector<std::string>&> ? SIZE_MAX : 1;
   });
-  return list;
+  return most;
 }
 
 absl::Status Refuse(absl::string_view option, absl::string_view value, absl::string_view allowed) {
@@ -209,10 +203,11 @@ absl::Status CheckConfigItem(const std::string& path, const CLI::ConfigItem& ite
   if (!item.parents.empty()) {
     return Refuse("config", path, absl::StrCat("section [", item.parents[0], "] is not known"));
   }
-  if (!IsOption(item.name)) {
+  const size_t most = MostValues(item.name);
+  if (most == 0) {
     return Refuse("config", path, absl::StrCat("'", item.name, "' is none of the options"));
   }
-  if ((item.inputs.size() > 1 && !IsList(item.name)) || before.count(item.name) != 0) {
+  if (item.inputs.size() > most || before.count(item.name) != 0) {
     return Refuse("config", path,
                   absl::StrCat(item.name, " = ", absl::StrJoin(item.inputs, ", "),
                                ": given twice, or several values"));

@@ -110,6 +110,11 @@ inline constexpr size_t kTailBlocks = 2;
 // The tail rule: how many of the matched blocks to load.
 uint32_t UsableBlocks(absl::Span<const Profile> matched);
 
+// Of the primary extents that a profile has, and the profile of a block that has them, with or
+// without a refinement.
+PageKind KindOf(Profile profile);
+Profile ProfileOf(PageKind kind, bool refined);
+
 // What delivering this slab gives: a compact block that still has its refinement is near-lossless.
 Profile DeliveredProfile(const Pin& pin);
 

@@ -8,25 +8,14 @@
 namespace fq {
 namespace {
 
-// As what a block is kept. Whether it was stored as compact the other node does not say: with its
-// refinement it counts as near-lossless, which only means that the tail rule leaves it alone.
-Profile ProfileOf(PageKind kind, bool refined) {
-  if (kind == PageKind::kExact) return Profile::kExact;
-  if (kind == PageKind::kUniversal) return Profile::kUniversal;
-  return refined ? Profile::kNearLossless : Profile::kCompact;
-}
-
-PageKind KindOf(Profile delivered) {
-  if (delivered == Profile::kExact) return PageKind::kExact;
-  return delivered == Profile::kUniversal ? PageKind::kUniversal : PageKind::kBase;
-}
-
 void Copy(absl::Span<const std::byte> from, absl::Span<std::byte> to) {
   if (!from.empty()) std::memcpy(to.data(), from.data(), from.size());
 }
 
 }  // namespace
 
+// Whether a block was stored as compact the other node does not say: with its refinement it is kept
+// as near-lossless, which only means that the tail rule leaves it alone.
 BlockOutcome PagePath::PublishEncoded(const SlabSpace& space, const EncodedBlock& block, Pin& pin) {
   const absl::StatusOr<PageKind> kind =
       space.codec->VerifyBlock(block.id, block.primary, block.refinement);

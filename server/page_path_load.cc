@@ -1,11 +1,10 @@
 // PagePath: finding and delivering.
-#include <xxhash.h>
-
 #include <atomic>
 #include <cstring>
 #include <utility>
 
 #include "absl/status/status.h"
+#include "kernels/base/digest.h"
 #include "kernels/base/status_macros.h"
 #include "server/page_path.h"
 #include "server/quality_watch.h"
@@ -20,9 +19,8 @@ int Rank(Profile profile) {
 }
 
 void AppendExtent(absl::Span<const std::byte> extent, InlineBlocks& result) {
-  XXH128_canonical_t digest;
-  XXH128_canonicalFromHash(&digest, XXH3_128bits(extent.data(), extent.size()));
-  result.checksums.append(reinterpret_cast<const char*>(digest.digest), sizeof(digest.digest));
+  const Digest digest = DigestOf(extent);
+  result.checksums.append(digest.data(), digest.size());
   result.payload.append(reinterpret_cast<const char*>(extent.data()), extent.size());
 }
 
@@ -59,15 +57,24 @@ uint32_t UsableBlocks(absl::Span<const Profile> matched) {
   return static_cast<uint32_t>(matched.size());
 }
 
-Profile DeliveredProfile(const Pin& pin) {
-  switch (static_cast<PageKind>(pin.tag().kind)) {
+PageKind KindOf(Profile profile) {
+  if (profile == Profile::kExact) return PageKind::kExact;
+  return profile == Profile::kUniversal ? PageKind::kUniversal : PageKind::kBase;
+}
+
+Profile ProfileOf(PageKind kind, bool refined) {
+  switch (kind) {
     case PageKind::kExact:
       return Profile::kExact;
     case PageKind::kUniversal:
       return Profile::kUniversal;
     default:
-      return pin.refinement().empty() ? Profile::kCompact : Profile::kNearLossless;
+      return refined ? Profile::kNearLossless : Profile::kCompact;
   }
+}
+
+Profile DeliveredProfile(const Pin& pin) {
+  return ProfileOf(static_cast<PageKind>(pin.tag().kind), !pin.refinement().empty());
 }
 
 uint64_t EncodedBytes(const LeasedBlocks& blocks) {

@@ -9,11 +9,6 @@
 namespace fq {
 namespace {
 
-PageKind KindOf(Profile profile) {
-  if (profile == Profile::kExact) return PageKind::kExact;
-  return profile == Profile::kUniversal ? PageKind::kUniversal : PageKind::kBase;
-}
-
 bool KeepsRefinement(const StoreCall& call, size_t i) {
   if (call.profile == Profile::kNearLossless) return true;
   return call.profile == Profile::kCompact && i + kTailBlocks >= call.keys.size();

@@ -24,6 +24,4 @@ RandomId ToRandomId(absl::string_view bytes) {
   return id;
 }
 
-std::string ToBytes(const RandomId& id) { return std::string(id.begin(), id.end()); }
-
 }  // namespace fq

@@ -3,7 +3,6 @@
 
 #include <array>
 #include <cstdint>
-#include <string>
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
@@ -17,6 +16,5 @@ absl::StatusOr<RandomId> MakeRandomId();
 
 // `bytes` must hold 16.
 RandomId ToRandomId(absl::string_view bytes);
-std::string ToBytes(const RandomId& id);
 
 }  // namespace fq

@@ -18,6 +18,7 @@
 #include "kernels/base/status_macros.h"
 #include "server/connections/listen_tcp.h"
 #include "server/socket_file.h"
+#include "server/to_bytes.h"
 
 namespace fq {
 namespace {

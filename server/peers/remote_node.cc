@@ -3,15 +3,17 @@
 #include <grpc/impl/codegen/compression_types.h>
 #include <grpcpp/create_channel.h>
 #include <grpcpp/security/credentials.h>
-#include <xxhash.h>
 
 #include <cstring>
+#include <tuple>
 #include <utility>
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "kernels/base/digest.h"
 #include "kernels/base/status_macros.h"
+#include "server/peers/peer_comm.h"
 
 namespace fq {
 namespace {
@@ -20,8 +22,8 @@ namespace wire = ::flashquant::v1;
 
 constexpr size_t kIdBytes = 16;
 constexpr size_t kKeyBytes = 32;
-constexpr size_t kPeerIdBytes = 128;
-constexpr size_t kDigestBytes = 16;
+constexpr size_t kPeerIdBytes = std::tuple_size_v<PeerId>;
+constexpr size_t kDigestBytes = sizeof(Digest);
 constexpr uint64_t kHeadBytesMax = 4 << 20;  // of a reply beside its payload
 constexpr size_t kMessageBytesMax = 200;     // of another node's text that is passed on
 constexpr int kReconnectMsFirst = 50, kReconnectMsMax = 1000;
@@ -73,9 +75,7 @@ absl::Status Expect(absl::string_view what, uint64_t found, uint64_t expected) {
 }
 
 bool DigestFits(absl::Span<const std::byte> extent, const char* digest) {
-  XXH128_canonical_t found;
-  XXH128_canonicalFromHash(&found, XXH3_128bits(extent.data(), extent.size()));
-  return std::memcmp(found.digest, digest, kDigestBytes) == 0;
+  return std::memcmp(DigestOf(extent).data(), digest, kDigestBytes) == 0;
 }
 
 absl::Status CheckOpened(const wire::SessionResponse& opened) {

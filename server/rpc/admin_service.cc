@@ -8,6 +8,7 @@
 #include "server/rpc/identity.h"
 #include "server/rpc/to_calls.h"
 #include "server/rpc/validate_session.h"
+#include "server/to_bytes.h"
 
 namespace fq {
 namespace {
@@ -156,8 +157,7 @@ absl::Status AdminService::FillInfo(const CallContext& call, const NamespaceView
                                     wire::NamespaceInfo& info) const {
   info.set_name(view.name);
   FillDescriptor(view.descriptor, *info.mutable_namespace_descriptor());
-  const Fingerprint fingerprint = FingerprintOf(view.descriptor);
-  info.set_fingerprint(std::string(fingerprint.begin(), fingerprint.end()));
+  info.set_fingerprint(ToBytes(FingerprintOf(view.descriptor)));
   if (view.codec_set != nullptr) FillQuality(view, info);
   for (const auto& space : view.spaces) {
     for (const SlabKey& key : KeysOf(node_->tiers(), *space)) {

@@ -9,15 +9,19 @@
 #include "absl/time/time.h"
 #include "kernels/base/status_macros.h"
 #include "server/page_layout.h"
+#include "server/rpc/to_calls.h"
+#include "server/rpc/validate_peers.h"
+#include "server/to_bytes.h"
 
 namespace fq {
 namespace {
 
 constexpr uint64_t kWindowBytes = uint64_t{64} << 20;
-constexpr uint64_t kExtentAlignment = 64;
 constexpr absl::Duration kLookUp = absl::Milliseconds(20);  // whether anybody still waits
 
-uint64_t RoundUp(uint64_t bytes, uint64_t unit) { return (bytes + unit - 1) / unit * unit; }
+uint64_t WholeUnits(uint64_t bytes) {
+  return (bytes + kChunkUnitBytes - 1) / kChunkUnitBytes * kChunkUnitBytes;
+}
 
 PeerId ToPeerId(const std::string& bytes) {
   PeerId id{};
@@ -30,7 +34,7 @@ std::vector<uint64_t> OffsetsOf(absl::Span<const IncomingBlock> blocks) {
   std::vector<uint64_t> offsets;
   uint64_t used = 0;
   for (const IncomingBlock& block : blocks) {
-    offsets.push_back(RoundUp(used, kChunkUnitBytes));
+    offsets.push_back(WholeUnits(used));
     used = FetchLink::EndOf(block, used);
   }
   return offsets;
@@ -50,30 +54,23 @@ absl::Status AddRegions(const IncomingBlock& block, uint64_t primary_bytes,
   return absl::OkStatus();
 }
 
-BlockOutcome OutcomeOf(wire::BlockStatus status) {
-  return status == wire::BLOCK_STATUS_BELOW_FLOOR ? BlockOutcome::kBelowFloor : BlockOutcome::kMiss;
-}
-
 }  // namespace
 
 bool FetchLink::Possible(Node& node, const RemoteSession& remote) {
   if (node.peer_links() == nullptr || !node.tiers().has_device()) return false;
   if (!remote.opened().has_peer_transport()) return false;
-  const DeviceUuid& own = node.device()->info().uuid;
-  return remote.opened().peer_transport().device_uuid() != std::string(own.begin(), own.end());
+  return remote.opened().peer_transport().device_uuid() != ToBytes(node.device()->info().uuid);
 }
 
 absl::StatusOr<std::unique_ptr<FetchLink>> FetchLink::Open(Node* node, const SlabSpace& space,
                                                            RemoteSession* remote) {
   std::unique_ptr<FetchLink> link(new FetchLink(node, space, remote));
   const SlabShape& shape = space.shape();
-  link->window_bytes_ =
-      std::min(remote->opened().peer_transport().max_window_bytes(),
-               std::max(kWindowBytes, RoundUp(DenseBlockBytes(shape), kChunkUnitBytes))) /
-      kChunkUnitBytes * kChunkUnitBytes;
-  const DeviceUuid& own = node->device()->info().uuid;
+  link->window_bytes_ = std::min(remote->opened().peer_transport().max_window_bytes(),
+                                 std::max(kWindowBytes, WholeUnits(DenseBlockBytes(shape)))) /
+                        kChunkUnitBytes * kChunkUnitBytes;
   FQ_ASSIGN_OR_RETURN(const auto opened,
-                      remote->OpenLink(std::string(own.begin(), own.end()), link->window_bytes_));
+                      remote->OpenLink(ToBytes(node->device()->info().uuid), link->window_bytes_));
   link->segment_id_ = opened.segment_id();
   const PeerLimits& limits = node->peer_links()->limits();
   const Milliseconds timeout =
@@ -89,8 +86,8 @@ FetchLink::~FetchLink() {
 }
 
 uint64_t FetchLink::EndOf(const IncomingBlock& block, uint64_t used_bytes) {
-  return RoundUp(used_bytes, kChunkUnitBytes) +
-         RoundUp(block.room.primary().size(), kExtentAlignment) + block.room.refinement().size();
+  return WholeUnits(used_bytes) +
+         ExtentsBytes(block.room.primary().size(), block.room.refinement().size());
 }
 
 absl::StatusOr<std::vector<BlockOutcome>> FetchLink::Load(const CallContext& call,
@@ -120,7 +117,7 @@ absl::StatusOr<std::vector<BlockOutcome>> FetchLink::Load(const CallContext& cal
                                          call, space_, piece.blocks, *joined_.scratch, piece.pins));
   for (size_t i = 0; i < outcomes.size(); ++i) {
     const wire::BlockStatus status = reply.statuses(static_cast<int>(i));
-    if (status != wire::BLOCK_STATUS_OK) outcomes[i] = OutcomeOf(status);
+    if (status != wire::BLOCK_STATUS_OK) outcomes[i] = NotDelivered(status);
   }
   return outcomes;
 }

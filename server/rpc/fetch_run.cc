@@ -8,16 +8,13 @@
 #include "server/descriptor.h"
 #include "server/rpc/fetch_link.h"
 #include "server/rpc/to_calls.h"
+#include "server/to_bytes.h"
 
 namespace fq {
 namespace {
 
 std::string JoinKeys(absl::Span<const BlockKey> keys) {
   return std::string(reinterpret_cast<const char*>(keys.data()), keys.size() * sizeof(BlockKey));
-}
-
-std::string ToText(const Fingerprint& fingerprint) {
-  return std::string(fingerprint.begin(), fingerprint.end());
 }
 
 std::chrono::system_clock::time_point WallClockOf(MonotonicTime deadline) {
@@ -47,7 +44,7 @@ absl::StatusOr<wire::SessionRequest> RequestFor(const SlabSpace& space,
 
 // Keys hold both, so anything else could only miss; who answers for another tenant is not trusted.
 absl::Status CheckSame(const SlabSpace& space, const wire::SessionResponse& opened) {
-  if (opened.namespace_fingerprint() != ToText(space.fingerprint)) {
+  if (opened.namespace_fingerprint() != ToBytes(space.fingerprint)) {
     return absl::FailedPreconditionError("the other node sees another namespace of that name");
   }
   if (opened.tenant() == space.tenant) return absl::OkStatus();
@@ -113,6 +110,16 @@ absl::StatusOr<std::unique_ptr<RemoteSession>> FetchRun::Open(const RemoteLimits
 absl::Status FetchRun::LoadMissing(const CallContext& call, const wire::LookupResponse& found) {
   // What fails on the way between the GPUs is fetched the other way.
   if (WorthALink(found) && LoadOverLink(call, found).ok()) return absl::OkStatus();
+  return ForEachMissing(call, found, [&](uint32_t first) -> absl::StatusOr<uint32_t> {
+    FQ_ASSIGN_OR_RETURN(const uint32_t count, PieceAt(first, found));
+    FQ_RETURN_IF_ERROR(LoadPiece(found.lease_id(), first, count));
+    return count;
+  });
+}
+
+absl::Status FetchRun::ForEachMissing(
+    const CallContext& call, const wire::LookupResponse& found,
+    const std::function<absl::StatusOr<uint32_t>(uint32_t first)>& load) {
   uint32_t i = 0;
   while (i < found.matched_blocks()) {
     if (!Lacks(i)) {
@@ -120,9 +127,8 @@ absl::Status FetchRun::LoadMissing(const CallContext& call, const wire::LookupRe
       continue;
     }
     FQ_RETURN_IF_ERROR(call.Check());
-    FQ_ASSIGN_OR_RETURN(const uint32_t count, PieceAt(i, found));
-    FQ_RETURN_IF_ERROR(LoadPiece(found.lease_id(), i, count));
-    i += count;
+    FQ_ASSIGN_OR_RETURN(const uint32_t done, load(i));
+    i += done;
   }
   return absl::OkStatus();
 }
@@ -169,25 +175,18 @@ bool FetchRun::WorthALink(const wire::LookupResponse& found) const {
 
 absl::Status FetchRun::LoadOverLink(const CallContext& call, const wire::LookupResponse& found) {
   FQ_ASSIGN_OR_RETURN(const auto link, FetchLink::Open(node_, space_, remote_.get()));
-  uint32_t i = 0;
-  while (i < found.matched_blocks()) {
-    if (!Lacks(i)) {
-      ++i;
-      continue;
-    }
-    FQ_RETURN_IF_ERROR(call.Check());
-    FQ_ASSIGN_OR_RETURN(auto blocks, ReservePiece(call, i, found, link->window_bytes()));
-    if (blocks.empty()) continue;
-    const FetchLink::Piece piece{found.lease_id(), i, floor_, absl::MakeSpan(blocks),
-                                 absl::MakeSpan(pins_).subspan(i, blocks.size())};
+  return ForEachMissing(call, found, [&](uint32_t first) -> absl::StatusOr<uint32_t> {
+    FQ_ASSIGN_OR_RETURN(auto blocks, ReservePiece(call, first, found, link->window_bytes()));
+    if (blocks.empty()) return 0;
+    const FetchLink::Piece piece{found.lease_id(), first, floor_, absl::MakeSpan(blocks),
+                                 absl::MakeSpan(pins_).subspan(first, blocks.size())};
     FQ_ASSIGN_OR_RETURN(const auto outcomes, link->Load(call, piece));
     for (size_t j = 0; j < outcomes.size(); ++j) {
-      outcomes_[i + j] = outcomes[j];
-      if (outcomes[j] == BlockOutcome::kOk) nccl_bytes_ += CodedBytes(pins_[i + j]);
+      outcomes_[first + j] = outcomes[j];
+      if (outcomes[j] == BlockOutcome::kOk) nccl_bytes_ += CodedBytes(pins_[first + j]);
     }
-    i += static_cast<uint32_t>(blocks.size());
-  }
-  return absl::OkStatus();
+    return static_cast<uint32_t>(blocks.size());
+  });
 }
 
 absl::StatusOr<std::vector<IncomingBlock>> FetchRun::ReservePiece(const CallContext& call,
@@ -214,8 +213,7 @@ absl::StatusOr<std::vector<IncomingBlock>> FetchRun::ReservePiece(const CallCont
 }
 
 BlockOutcome FetchRun::Publish(size_t i, const RemoteBlocks::Block& block) {
-  if (block.status == wire::BLOCK_STATUS_BELOW_FLOOR) return BlockOutcome::kBelowFloor;
-  if (block.status != wire::BLOCK_STATUS_OK) return BlockOutcome::kMiss;
+  if (block.status != wire::BLOCK_STATUS_OK) return NotDelivered(block.status);
   if (block.damaged) return BlockOutcome::kRefused;
   const EncodedBlock encoded{
       {keys_[i], static_cast<uint32_t>(i), kBlockTokens}, block.primary, block.refinement};

@@ -3,6 +3,7 @@
 
 #include <grpcpp/server_context.h>
 
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -38,6 +39,10 @@ class FetchRun {
   absl::StatusOr<std::unique_ptr<RemoteSession>> Open(const RemoteLimits& limits,
                                                       const Source& source) const;
   absl::Status LoadMissing(const CallContext& call, const wire::LookupResponse& found);
+  // Calls load(i) for the first block that is missing still, which returns how many it has been at;
+  // and again for those behind them.
+  absl::Status ForEachMissing(const CallContext& call, const wire::LookupResponse& found,
+                              const std::function<absl::StatusOr<uint32_t>(uint32_t first)>& load);
   bool Lacks(size_t i) const { return outcomes_[i] == BlockOutcome::kMiss; }
   bool WorthALink(const wire::LookupResponse& found) const;
   absl::Status LoadOverLink(const CallContext& call, const wire::LookupResponse& found);

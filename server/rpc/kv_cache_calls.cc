@@ -10,6 +10,7 @@
 #include "server/rpc/to_calls.h"
 #include "server/rpc/validate_blocks.h"
 #include "server/rpc/validate_peers.h"
+#include "server/to_bytes.h"
 
 namespace fq {
 namespace {

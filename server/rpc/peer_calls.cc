@@ -12,11 +12,10 @@
 #include "server/rpc/to_calls.h"
 #include "server/rpc/validate_blocks.h"
 #include "server/rpc/validate_peers.h"
+#include "server/to_bytes.h"
 
 namespace fq {
 namespace {
-
-constexpr uint64_t kExtentAlignment = 64;
 
 // Regions as one operation sends and receives them: what begins where the one before ends joins it.
 std::vector<PeerRegion> Runs(absl::Span<const DeviceRegion> regions, bool join) {
@@ -54,11 +53,10 @@ std::vector<DeviceRegion> RegionsOf(const PagesAt& pages, const SlabShape& shape
 std::string Hex(absl::string_view bytes) { return absl::BytesToHexString(bytes); }
 
 absl::Status CheckOtherGpu(Node& node, const std::string& uuid) {
-  const DeviceUuid& own = node.device()->info().uuid;
-  const std::string own_bytes(own.begin(), own.end());
-  if (uuid != own_bytes) return absl::OkStatus();
+  const std::string own = ToBytes(node.device()->info().uuid);
+  if (uuid != own) return absl::OkStatus();
   return absl::FailedPreconditionError(
-      absl::StrCat("device_uuid = ", Hex(uuid), ": the node's GPU is ", Hex(own_bytes),
+      absl::StrCat("device_uuid = ", Hex(uuid), ": the node's GPU is ", Hex(own),
                    " too: register device memory on the segment socket instead"));
 }
 
@@ -84,8 +82,8 @@ absl::Status DoOpenPeerLink(Node& node, Session& session, const wire::OpenPeerLi
     return id.status();
   }
   response.set_segment_id(*id);
-  response.set_down_id(std::string(opened.down.begin(), opened.down.end()));
-  response.set_up_id(std::string(opened.up.begin(), opened.up.end()));
+  response.set_down_id(ToBytes(opened.down));
+  response.set_up_id(ToBytes(opened.up));
   response.set_timeout_ms(static_cast<uint32_t>(timeout.count()));
   response.set_max_ctas(links->limits().max_ctas);
   return absl::OkStatus();
@@ -167,9 +165,7 @@ absl::Status PeerLoad::Encoded(const wire::Pages& message, wire::LoadResponse& r
   FQ_RETURN_IF_ERROR(CheckExtentPlaces(message, blocks.block_count, segment.bytes));
   for (int i = 0; i < message.places_size(); ++i) {
     const Pin& pin = PinAt(blocks, static_cast<size_t>(i));
-    const uint64_t bytes =
-        (pin.primary().size() + kExtentAlignment - 1) / kExtentAlignment * kExtentAlignment +
-        pin.refinement().size();
+    const uint64_t bytes = ExtentsBytes(pin.primary().size(), pin.refinement().size());
     const uint64_t offset = message.places(i).chunk_offsets(0);
     if (bytes <= segment.bytes && offset <= segment.bytes - bytes) continue;
     return BadField(absl::StrCat("pages.places[", i, "].chunk_offsets[0]"), offset,

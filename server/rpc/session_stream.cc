@@ -7,6 +7,7 @@
 #include "server/rpc/to_calls.h"
 #include "server/rpc/validate_session.h"
 #include "server/segment_path.h"
+#include "server/to_bytes.h"
 
 namespace fq {
 
@@ -60,8 +61,7 @@ void SessionStream::FillResponse(const std::string& tenant, bool local) {
   const SlabSpace& space = *session_->space;
   const Options& options = node_->options();
   response_.set_session_id(ToBytes(session_->id));
-  response_.set_namespace_fingerprint(
-      std::string(space.fingerprint.begin(), space.fingerprint.end()));
+  response_.set_namespace_fingerprint(ToBytes(space.fingerprint));
   response_.set_tenant(tenant);
   if (local) {
     response_.set_segment_socket(SegmentSocketPath(options.socket));
@@ -69,15 +69,14 @@ void SessionStream::FillResponse(const std::string& tenant, bool local) {
   }
   if (local && node_->tiers().has_device()) {
     const DeviceInfo& device = node_->device()->info();
-    response_.mutable_device()->set_uuid(std::string(device.uuid.begin(), device.uuid.end()));
+    response_.mutable_device()->set_uuid(ToBytes(device.uuid));
     response_.mutable_device()->set_name(device.name);
   }
   if (node_->peer_links() != nullptr && node_->tiers().has_device()) {
-    const DeviceUuid& uuid = node_->device()->info().uuid;
     const PeerLinks& links = *node_->peer_links();
     wire::PeerTransport& peers = *response_.mutable_peer_transport();
     peers.set_nccl_version(links.version());
-    peers.set_device_uuid(std::string(uuid.begin(), uuid.end()));
+    peers.set_device_uuid(ToBytes(node_->device()->info().uuid));
     peers.set_max_window_bytes(links.limits().max_window_bytes);
     peers.set_max_timeout_ms(static_cast<uint32_t>(links.limits().max_timeout.count()));
   }

@@ -71,6 +71,10 @@ Profile ToFloor(wire::Profile min_profile) {
                                                   : static_cast<Profile>(min_profile);
 }
 
+BlockOutcome NotDelivered(wire::BlockStatus status) {
+  return status == wire::BLOCK_STATUS_BELOW_FLOOR ? BlockOutcome::kBelowFloor : BlockOutcome::kMiss;
+}
+
 StoreCall ToStoreCall(const wire::StoreRequest& request) {
   StoreCall call;
   call.profile = static_cast<Profile>(request.profile());

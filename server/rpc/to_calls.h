@@ -20,6 +20,8 @@ PageLayout ToLayout(const wire::PageLayout& message);
 PagesAt ToPages(const wire::Pages& message);
 std::vector<BlockKey> ToKeys(absl::string_view bytes);
 Profile ToFloor(wire::Profile min_profile);
+// What another node's Load says of a block that it does not deliver, which may be anything.
+BlockOutcome NotDelivered(wire::BlockStatus status);
 // Without the pages, whose memory the caller finds.
 StoreCall ToStoreCall(const wire::StoreRequest& request);
 

@@ -18,6 +18,11 @@ absl::Status CheckOpenPeerLink(const wire::OpenPeerLinkRequest& request, const S
 absl::Status CheckPeerPages(const wire::Pages& pages, size_t blocks, const SlabShape& shape,
                             uint64_t layer_bytes);
 
+// Bytes that the extents of an encoded block take there: the refinement begins at a multiple of 64.
+inline uint64_t ExtentsBytes(uint64_t primary_bytes, uint64_t refinement_bytes) {
+  return (primary_bytes + 63) / 64 * 64 + refinement_bytes;
+}
+
 // Places of encoded blocks there; that extents end within the window is checked when they are
 // known.
 absl::Status CheckExtentPlaces(const wire::Pages& pages, size_t blocks, uint64_t window_bytes);

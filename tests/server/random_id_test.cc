@@ -4,6 +4,8 @@
 
 #include <set>
 
+#include "server/to_bytes.h"
+
 namespace fq {
 namespace {
 

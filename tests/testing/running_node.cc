@@ -155,6 +155,15 @@ TestClient::TestClient(RunningNode& node, const wire::SessionRequest& request) {
 
 TestClient::~TestClient() { End(); }
 
+std::string TestClient::LoadAll(const std::string& keys) {
+  wire::LookupResponse found;
+  EXPECT_TRUE(Lookup(LookupOf(keys), found).ok());
+  if (found.matched_blocks() == 0) return "";
+  wire::LoadResponse loaded;
+  EXPECT_TRUE(Load(LoadOf(found.lease_id(), found.matched_blocks()), loaded).ok());
+  return loaded.payload();
+}
+
 void TestClient::End() {
   if (stream_ == nullptr) return;
   stream_->WritesDone();
@@ -185,6 +194,14 @@ wire::LoadRequest TestClient::LoadOf(const std::string& lease_id, uint32_t block
   request.set_session_id(id());
   request.set_lease_id(lease_id);
   request.set_block_count(blocks);
+  return request;
+}
+
+wire::FetchRequest TestClient::FetchOf(const std::string& keys, const std::string& node) const {
+  wire::FetchRequest request;
+  request.set_session_id(id());
+  request.set_node(node);
+  request.set_keys(keys);
   return request;
 }
 

@@ -103,6 +103,7 @@ class TestClient {
                                        flashquant::v1::Profile profile) const;
   flashquant::v1::LookupRequest LookupOf(const std::string& keys) const;
   flashquant::v1::LoadRequest LoadOf(const std::string& lease_id, uint32_t blocks) const;
+  flashquant::v1::FetchRequest FetchOf(const std::string& keys, const std::string& node) const;
 
   // Calls; the reply is only valid with an OK status.
   grpc::Status Store(const flashquant::v1::StoreRequest& request,
@@ -115,6 +116,9 @@ class TestClient {
   // Stores a chain with pages of `seed` and looks it up; the test fails when either does.
   flashquant::v1::LookupResponse StoreAndLookup(const std::string& keys, const std::string& payload,
                                                 flashquant::v1::Profile profile);
+
+  // What it is delivered of a chain; "" when none of it is there.
+  std::string LoadAll(const std::string& keys);
 
   void End();
 

@@ -41,13 +41,7 @@ class FetchTest : public testing::Test {
     client.StoreAndLookup(keys_, pages_, profile);
   }
 
-  wire::FetchRequest Request() const {
-    wire::FetchRequest request;
-    request.set_session_id(client_.id());
-    request.set_node(between_.address());
-    request.set_keys(keys_);
-    return request;
-  }
+  wire::FetchRequest Request() const { return client_.FetchOf(keys_, between_.address()); }
 
   grpc::Status Fetch(const wire::FetchRequest& request) {
     grpc::ClientContext context;
@@ -65,20 +59,14 @@ class FetchTest : public testing::Test {
 
   Statuses Got() const { return {reply_.statuses().begin(), reply_.statuses().end()}; }
 
-  // What `client` is delivered of the chain.
-  static std::string LoadAll(TestClient& client, const std::string& keys) {
-    wire::LookupResponse found;
-    EXPECT_TRUE(client.Lookup(client.LookupOf(keys), found).ok());
-    if (found.matched_blocks() == 0) return "";
-    wire::LoadResponse loaded;
-    EXPECT_TRUE(client.Load(client.LoadOf(found.lease_id(), found.matched_blocks()), loaded).ok());
-    return loaded.payload();
-  }
-
   StoreStats Here() { return here_.node().tiers().Stats().host; }
   double Counted(const std::string& name) { return here_.node().metrics().Values()[name]; }
   double Stopped(const std::string& reason) {
     return Counted(absl::StrCat("fq_fetches_stopped_total{reason=\"", reason, "\"}"));
+  }
+
+  static void AwaitCancel(const grpc::ServerContext& context) {
+    while (!context.IsCancelled()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
   }
 
   // Nothing of the chain is here, visible or not.
@@ -109,7 +97,7 @@ TEST_F(FetchTest, EveryProfile_LoadsHereAsThereAfterTheOtherNodeIsGone) {
     keys[i] = TestKeys(wire::Profile_Name(profiles[i]), kBlocks);
     TestClient client(there_);
     client.StoreAndLookup(keys[i], pages_, profiles[i]);
-    expected[i] = LoadAll(client, keys[i]);
+    expected[i] = client.LoadAll(keys[i]);
     wire::FetchRequest request = Request();
     request.set_node("unix://" + there_.options().socket);
     request.set_keys(keys[i]);
@@ -118,7 +106,7 @@ TEST_F(FetchTest, EveryProfile_LoadsHereAsThereAfterTheOtherNodeIsGone) {
     EXPECT_EQ(reply_.stopped(), "");
   }
   there_.Stop();
-  for (int i = 0; i < 4; ++i) EXPECT_EQ(LoadAll(client_, keys[i]), expected[i]) << profiles[i];
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(client_.LoadAll(keys[i]), expected[i]) << profiles[i];
   EXPECT_EQ(Counted("fq_fetched_blocks_total{result=\"ok\"}"), 4 * kBlocks);
   EXPECT_GT(Counted("fq_fetched_bytes_total{transport=\"grpc\"}"), kBlocks * kTestBlockBytes);
   EXPECT_EQ(Counted("fq_requests_total{code=\"OK\",method=\"Fetch\"}"), 4);
@@ -139,7 +127,7 @@ TEST_F(FetchTest, OnlyWhatIsMissing_IsAskedForAndNobodyWhenNothingIs) {
   between_.Die();
   ASSERT_TRUE(Fetch().ok());
   EXPECT_EQ(Got(), Statuses(kBlocks, kExists));
-  EXPECT_EQ(LoadAll(client_, keys_), pages_);
+  EXPECT_EQ(client_.LoadAll(keys_), pages_);
 }
 
 TEST_F(FetchTest, WhatTheOtherNodeHasNot_IsAMissAndMakesNothingThere) {
@@ -279,7 +267,7 @@ TEST_F(FetchTest, DamagedExtents_AreRefusedOneByOneAndCounted) {
   ASSERT_TRUE(Fetch().ok());
   EXPECT_EQ(Got(), (Statuses{kOk, kRefused, kOk, kRefused, kOk, kRefused}));
   EXPECT_EQ(Counted("fq_fetched_blocks_total{result=\"refused\"}"), 3);
-  EXPECT_EQ(LoadAll(client_, keys_), pages_.substr(0, kTestBlockBytes));
+  EXPECT_EQ(client_.LoadAll(keys_), pages_.substr(0, kTestBlockBytes));
   EXPECT_EQ(Here().slabs, 3u);
   EXPECT_EQ(Here().reserved_slabs, 0u);
 }
@@ -355,7 +343,7 @@ TEST_F(FetchTest, DiesInMidTransfer_NothingOfThatPieceIsPublished) {
   StoreThere(wire::PROFILE_EXACT);
   between_.on_load = [&](grpc::ServerContext& context, wire::LoadResponse&) {
     loading_.Notify();
-    while (!context.IsCancelled()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    AwaitCancel(context);
     return grpc::Status::OK;
   };
   auto fetch = std::async(std::launch::async, [&] { return Fetch(); });
@@ -371,7 +359,7 @@ TEST_F(FetchTest, DeadlineOrCancelOfTheCaller_EndsTheStepAtTheOtherNode) {
   StoreThere(wire::PROFILE_EXACT);
   between_.on_load = [&](grpc::ServerContext& context, wire::LoadResponse&) {
     ++begun_;
-    while (!context.IsCancelled()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    AwaitCancel(context);
     ++cancelled_;
     return grpc::Status::OK;
   };
@@ -404,7 +392,7 @@ TEST_F(FetchTest, EndOfTheNode_EndsAFetchUnderWay) {
   StoreThere(wire::PROFILE_EXACT);
   between_.on_load = [&](grpc::ServerContext& context, wire::LoadResponse&) {
     loading_.Notify();
-    while (!context.IsCancelled()) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    AwaitCancel(context);
     return grpc::Status::OK;
   };
   auto fetch = std::async(std::launch::async, [&] { return Fetch(); });
@@ -441,7 +429,7 @@ TEST_F(PiecesTest, FailureAfterAPiece_KeepsItAndSaysWhyTheRestWasNotAskedFor) {
   ASSERT_TRUE(Fetch().ok());
   EXPECT_EQ(Got(), (Statuses{kOk, kOk, kMiss, kMiss, kMiss, kMiss}));
   EXPECT_NE(reply_.stopped().find("gone"), std::string::npos) << reply_.stopped();
-  EXPECT_EQ(LoadAll(client_, keys_), pages_.substr(0, 2 * kTestBlockBytes));
+  EXPECT_EQ(client_.LoadAll(keys_), pages_.substr(0, 2 * kTestBlockBytes));
 }
 
 TEST_F(PiecesTest, BlockLargerThanAMessage_IsResourceExhausted) {
@@ -480,7 +468,7 @@ TEST_F(NoRoomTest, EverythingElseLeased_IsFullFromThereOn) {
   EXPECT_NE(reply_.stopped().find("no room"), std::string::npos) << reply_.stopped();
   const Statuses got = Got();
   EXPECT_TRUE(std::is_sorted(got.begin(), got.end()));  // OK until there is no room, then FULL
-  EXPECT_EQ(LoadAll(client_, leased), pages);
+  EXPECT_EQ(client_.LoadAll(leased), pages);
 }
 
 // The one fetch that may run waits; another may wait behind it.
@@ -510,7 +498,7 @@ TEST_F(BusyTest, FetchThatWaits_HoldsUpNoStoreAndNoLoad) {
   const std::string keys = TestKeys("b", 2);
   const std::string pages = TestPages(here_.codec_set(), 2, 5);
   client_.StoreAndLookup(keys, pages, wire::PROFILE_EXACT);
-  EXPECT_EQ(LoadAll(client_, keys), pages);
+  EXPECT_EQ(client_.LoadAll(keys), pages);
   go_on_.Notify();
   EXPECT_TRUE(fetch.get().ok());
   EXPECT_EQ(Got(), Statuses(kBlocks, kOk));

@@ -51,25 +51,14 @@ class FetchLinkTest : public testing::Test {
   }
 
   void Fetch() {
-    wire::FetchRequest request;
-    request.set_session_id(client_.id());
-    request.set_node(between_.address());
-    request.set_keys(keys_);
     grpc::ClientContext context;
     reply_.Clear();
-    const grpc::Status status = client_.stub().Fetch(&context, request, &reply_);
+    const grpc::Status status =
+        client_.stub().Fetch(&context, client_.FetchOf(keys_, between_.address()), &reply_);
     EXPECT_TRUE(status.ok()) << status.error_message();
     EXPECT_EQ(reply_.stopped(), "");
   }
   Statuses Got() const { return {reply_.statuses().begin(), reply_.statuses().end()}; }
-
-  static std::string LoadAll(TestClient& client, const std::string& keys) {
-    wire::LookupResponse found;
-    EXPECT_TRUE(client.Lookup(client.LookupOf(keys), found).ok());
-    wire::LoadResponse loaded;
-    EXPECT_TRUE(client.Load(client.LoadOf(found.lease_id(), found.matched_blocks()), loaded).ok());
-    return loaded.payload();
-  }
 
   double Counted(const std::string& name) { return here_.node().metrics().Values()[name]; }
   double Bytes(const std::string& transport) {
@@ -94,13 +83,10 @@ TEST_F(FetchLinkTest, EveryProfile_GoesGpuToGpuAndLoadsAsThere) {
     TestClient client(there_);
     const std::string keys = TestKeys(wire::Profile_Name(profile), kBlocks);
     client.StoreAndLookup(keys, pages_, profile);
-    expected.emplace_back(keys, LoadAll(client, keys));
-    wire::FetchRequest request;
-    request.set_session_id(client_.id());
-    request.set_node(between_.address());
-    request.set_keys(keys);
+    expected.emplace_back(keys, client.LoadAll(keys));
     grpc::ClientContext context;
-    ASSERT_TRUE(client_.stub().Fetch(&context, request, &reply_).ok());
+    ASSERT_TRUE(
+        client_.stub().Fetch(&context, client_.FetchOf(keys, between_.address()), &reply_).ok());
     EXPECT_EQ(Got(), Statuses(kBlocks, kOk)) << reply_.stopped();
     reply_.Clear();
     EXPECT_TRUE(Eventually([&] {  // its window is free
@@ -114,7 +100,7 @@ TEST_F(FetchLinkTest, EveryProfile_GoesGpuToGpuAndLoadsAsThere) {
   EXPECT_TRUE(Eventually([&] { return Counted("fq_peer_links") == 0; }));
   between_.Die();
   there_.Stop();
-  for (const auto& [keys, pages] : expected) EXPECT_EQ(LoadAll(client_, keys), pages);
+  for (const auto& [keys, pages] : expected) EXPECT_EQ(client_.LoadAll(keys), pages);
 }
 
 TEST_F(FetchLinkTest, OnlyWhatIsMissing_IsSent) {
@@ -123,7 +109,7 @@ TEST_F(FetchLinkTest, OnlyWhatIsMissing_IsSent) {
                          wire::PROFILE_EXACT);
   Fetch();
   EXPECT_EQ(Got(), (Statuses{kExists, kExists, kOk, kOk, kOk, kOk}));
-  EXPECT_EQ(LoadAll(client_, keys_), pages_);
+  EXPECT_EQ(client_.LoadAll(keys_), pages_);
 }
 
 TEST_F(FetchLinkTest, OtherSumThanWasSent_IsRefusedAndTheOthersAreKept) {
@@ -174,7 +160,7 @@ TEST_F(FetchLinkTest, BlocksOfOtherSizes_AreNotTakenAndComeOverGrpc) {
   EXPECT_EQ(Got(), Statuses(kBlocks, kOk));
   EXPECT_EQ(Bytes("nccl"), 0);
   EXPECT_EQ(OnGpu().slabs + OnGpu().reserved_slabs, 0u);
-  EXPECT_EQ(LoadAll(client_, keys_), pages_);
+  EXPECT_EQ(client_.LoadAll(keys_), pages_);
 }
 
 TEST_F(FetchLinkTest, TransferThatNeverEnds_BreaksTheLinkAndComesOverGrpc) {
@@ -188,7 +174,7 @@ TEST_F(FetchLinkTest, TransferThatNeverEnds_BreaksTheLinkAndComesOverGrpc) {
   EXPECT_EQ(Bytes("nccl"), 0);
   EXPECT_EQ(OnGpu().slabs + OnGpu().reserved_slabs, 0u);
   EXPECT_EQ(Counted("fq_peer_links_broken_total{reason=\"timeout\"}"), 1);
-  EXPECT_EQ(LoadAll(client_, keys_), pages_);
+  EXPECT_EQ(client_.LoadAll(keys_), pages_);
 }
 
 TEST_F(FetchLinkTest, DeadlineOfTheCaller_EndsTheTransferAndFreesItsRoom) {
@@ -197,12 +183,9 @@ TEST_F(FetchLinkTest, DeadlineOfTheCaller_EndsTheTransferAndFreesItsRoom) {
     if (reply.peer_sequence() != 0) reply.set_peer_sequence(reply.peer_sequence() + 1);
     return grpc::Status::OK;
   };
-  wire::FetchRequest request;
-  request.set_session_id(client_.id());
-  request.set_node(between_.address());
-  request.set_keys(keys_);
   grpc::ClientContext context;
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(500));
+  const auto request = client_.FetchOf(keys_, between_.address());
   client_.stub().Fetch(&context, request, &reply_);  // in time, or just not: not tested
   EXPECT_TRUE(Eventually([&] { return Counted("fq_running_calls") == 0; }));
   EXPECT_EQ(OnGpu().slabs + OnGpu().reserved_slabs, 0u);

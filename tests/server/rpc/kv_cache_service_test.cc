@@ -9,6 +9,7 @@
 #include <cstring>
 #include <functional>
 
+#include "server/to_bytes.h"
 #include "tests/testing/running_node.h"
 
 namespace fq {
